@@ -1,0 +1,175 @@
+"""Every error that raftkv raises, and whether the write it answers may have happened.
+
+Normal outcomes of a command (a failed condition, a missing key) are values, in `model.py`; what is
+here was refused, was interrupted, or stops the process. `outcome` says what a client may conclude:
+
+- `NOT_APPLIED`: the write did not happen and never will; repeating it is safe.
+- `UNKNOWN`: it may have happened, or may yet; repeating it is safe only under an idempotency key.
+
+`api/errors.py` holds the one table from these types to HTTP statuses.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+Outcome = Literal["not_applied", "unknown"]
+
+
+class RaftkvError(Exception):
+    """Base of all. `code` is the stable machine-readable name, `retryable` says if trying again can help."""
+
+    code: ClassVar[str] = "internal"
+    outcome: ClassVar[Outcome] = "not_applied"
+    retryable: ClassVar[bool] = False
+
+
+# --- requests that were refused or interrupted -----------------------------------------------------
+
+
+class BadRequest(RaftkvError):
+    """The request is malformed. The message says which part, which value, and what is allowed."""
+
+    code = "bad_request"
+
+
+class LimitExceeded(RaftkvError):
+    """Something is larger than a limit; names the limit, the size and the flag that sets it."""
+
+    def __init__(self, message: str, *, limit: int, size: int | None, flag: str) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.size = size
+        self.flag = flag
+
+
+class ValueTooLarge(LimitExceeded):
+    code = "value_too_large"
+
+
+class KeyTooLarge(LimitExceeded):
+    code = "key_too_large"
+
+
+class BodyTooLarge(LimitExceeded):
+    code = "body_too_large"
+
+
+class Unavailable(RaftkvError):
+    """This node can't take the request now; nothing was done with it. Try again, perhaps elsewhere."""
+
+    retryable = True
+
+
+class NoLeader(Unavailable):
+    """No leader is known. A write is never queued for a leader to come."""
+
+    code = "no_leader"
+
+
+class NotLeader(Unavailable):
+    """Another node leads. `leader_url` is its advertised client URL."""
+
+    code = "not_leader"
+
+    def __init__(self, message: str, *, leader: str, leader_url: str) -> None:
+        super().__init__(message)
+        self.leader = leader
+        self.leader_url = leader_url
+
+
+class NotReady(Unavailable):
+    """The node is starting, forming its cluster, or can't confirm a read in time."""
+
+    code = "not_ready"
+
+
+class Draining(Unavailable):
+    """The node is on its way down and takes nothing new."""
+
+    code = "draining"
+
+
+class TooStale(Unavailable):
+    """The node lost its leader for longer than the read's `max_staleness_ms`."""
+
+    code = "too_stale"
+
+
+class Overloaded(Unavailable):
+    """A bounded queue is full; the request was not started."""
+
+    code = "overloaded"
+
+
+class InFlight(RaftkvError):
+    """The first request under this idempotency key is still on its way: its outcome is not known yet."""
+
+    code = "in_flight"
+    outcome = "unknown"
+    retryable = True
+
+
+class CommitTimeout(RaftkvError):
+    """The write was proposed but not committed before its deadline; it may commit later."""
+
+    code = "commit_timeout"
+    outcome = "unknown"
+    retryable = True
+
+
+class LeaderChanged(RaftkvError):
+    """Leadership moved while the write was on its way, and its fate could not be followed."""
+
+    code = "leader_changed"
+    outcome = "unknown"
+    retryable = True
+
+
+# --- what a node can't go on with ------------------------------------------------------------------
+
+
+class Fatal(RaftkvError):
+    """The node must stop: it can't be sure of its data, or of its place. Exits non-zero with this message."""
+
+
+class ConfigError(Fatal):
+    """The configuration is wrong; says which setting, which value, and what is allowed."""
+
+    code = "config"
+
+
+class JournalDamaged(Fatal):
+    """The journal can't be read where it must be readable. Names file, offset, and what to do."""
+
+    code = "journal_damaged"
+
+
+class JournalFailed(Fatal):
+    """A journal write or sync failed. It is never retried: the kernel may have dropped the pages."""
+
+    code = "journal_failed"
+
+
+class DiskFull(JournalFailed):
+    """The journal has no room left. Says which directory, and how much was wanted."""
+
+    code = "disk_full"
+
+
+class SnapshotDamaged(RaftkvError):
+    """A snapshot's bytes don't match its manifest, or its manifest can't be read."""
+
+    code = "snapshot_damaged"
+
+
+class SnapshotMissing(RaftkvError):
+    """No snapshot by that id."""
+
+    code = "snapshot_missing"
+
+
+class IdentityRefused(Fatal):
+    """The peers refuse this node (another cluster, an unknown name, an empty disk under a known name)."""
+
+    code = "identity_refused"

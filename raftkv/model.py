@@ -1,0 +1,164 @@
+"""What the layers hand to each other: items, results of commands, members, identities.
+
+Everything here is a frozen value. Keys are UTF-8 bytes: byte order is code point order, so the order of
+the store is the order of the bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DEFAULT_CONTENT_TYPE = "application/octet-stream"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One key as it was at one revision. `version` counts writes since the key was created, from 1."""
+
+    key: bytes
+    value: bytes
+    content_type: str
+    create_revision: int
+    mod_revision: int
+    version: int
+
+
+# --- results: what `Machine.apply` answers for each command. Values, never exceptions. ------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A put. `created` tells 201 from 200; `previous` only when it was asked for and existed."""
+
+    revision: int
+    created: bool
+    previous: Item | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """A delete of one key or a prefix. `revision` is the store's when nothing was there to delete."""
+
+    revision: int
+    deleted: int
+    more: bool = False
+    previous: Item | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    revision: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Incremented:
+    revision: int
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Got:
+    """A `get` inside a transaction: it sees the writes of the operations before it."""
+
+    item: Item | None
+
+
+@dataclass(frozen=True, slots=True)
+class PreconditionFailed:
+    """`current` is the key's mod_revision, 0 where it is absent."""
+
+    current: int
+
+
+@dataclass(frozen=True, slots=True)
+class NotANumber:
+    """incr on a value that is not a decimal integer of 64 bits, or whose sum is not. `detail` says which."""
+
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResultTooLarge:
+    """append would make the value longer than the limit that its command carried."""
+
+    size: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionDone:
+    """`responses` has one result an operation of the branch that ran, in order.
+
+    A branch in which an operation failed (`NotANumber`, `ResultTooLarge`) was not applied at all: the
+    transaction's result is then that failure itself, not a `TransactionDone`.
+    """
+
+    succeeded: bool
+    revision: int
+    responses: tuple[Written | Deleted | Appended | Incremented | Got, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyMismatch:
+    """The idempotency key was used before, for a different request."""
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyExpired:
+    """n lies below the window of its client's last outcomes. `lowest` is the lowest n still accepted."""
+
+    lowest: int
+
+
+Result = (
+    Written
+    | Deleted
+    | Appended
+    | Incremented
+    | PreconditionFailed
+    | NotANumber
+    | ResultTooLarge
+    | TransactionDone
+    | IdempotencyMismatch
+    | IdempotencyExpired
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """A command's result as applied at log `index`. `replayed`: the stored outcome of an earlier attempt."""
+
+    index: int
+    result: Result
+    replayed: bool = False
+
+
+# --- who is who ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member of the cluster. `peer` is HOST:PORT of its raft listener, `client_url` its advertised URL."""
+
+    name: str
+    peer: str
+    client_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who this node is. `instance` is drawn once for an empty disk; `cluster` is empty until formed."""
+
+    name: str
+    instance: str  # 32 hex digits
+    cluster: str  # 32 hex digits, or "" before the cluster has formed
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """The replicated configuration: members in order of name, and each one's instance."""
+
+    cluster: str
+    members: tuple[Member, ...]
+    instances: tuple[tuple[str, str], ...]  # (name, instance), in order of name
