@@ -1,0 +1,88 @@
+"""What a node knows about itself and its cluster, as frozen values. PURE; imports nothing of raft.
+
+`Leadership` is the small part that stands in the headers of every answer, so the node keeps one at hand
+and replaces it when something in it changes. `NodeStatus` is the whole picture, built when asked for.
+Nothing here was agreed with anybody: it is what this node believes at the moment it is asked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Role = Literal["leader", "follower", "candidate", "learner"]
+
+
+@dataclass(frozen=True, slots=True)
+class Leadership:
+    """`leader` is a name and `leader_url` its advertised client URL; both None where no leader is known."""
+
+    role: Role
+    term: int
+    leader: str | None
+    leader_url: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStatus:
+    """A member of the cluster as this node sees it; the node itself is one of them.
+
+    `match_index` and `lag` (entries behind the leader's last) are known to a leader only, else None.
+    `last_contact_ms` is the time since the last authenticated message from it; None: none since the start.
+    """
+
+    name: str
+    peer: str
+    client_url: str
+    role: Role
+    match_index: int | None
+    lag: int | None
+    reachable: bool
+    last_contact_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class JournalStatus:
+    """Indexes are inclusive. Bytes are those on disk, of all segments."""
+
+    first_index: int
+    last_index: int
+    last_term: int
+    durable_index: int
+    bytes: int
+    segments: int
+    sync_ms_last: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotStatus:
+    """The newest local snapshot; `id` is None before there is one. `state` says what is under way."""
+
+    id: str | None
+    index: int
+    term: int
+    bytes: int
+    state: Literal["idle", "writing", "sending", "installing"] = "idle"
+    store: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """`ready_reason` is a sentence that says what is missing, "" where `ready`."""
+
+    name: str
+    cluster_id: str
+    role: Role
+    term: int
+    leader: str | None
+    leader_url: str | None
+    commit_index: int
+    applied_index: int
+    journal: JournalStatus
+    snapshot: SnapshotStatus
+    peers: tuple[PeerStatus, ...]
+    ready: bool
+    ready_reason: str
+    started: bool = True  # recovered, formed, and once ready
+    draining: bool = False
+    counters: dict[str, int] = field(default_factory=dict)  # for /metrics: name to count since the start
