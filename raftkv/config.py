@@ -1,0 +1,508 @@
+"""A node's configuration: one frozen `Config`, and the one table that flags, environment and TOML share.
+
+A setting called `data_dir` is `--data-dir` on the command line, `RAFTKV_DATA_DIR` in the environment and
+`data_dir` in the TOML file that `--config` names; the first of these that has it wins, then the default.
+Every value goes through the same parser whichever way it came, so an error reads the same: which
+setting, where it was set, which value, what is allowed, an example.
+
+The secret never comes from a flag or from TOML, since both are read by others (`ps`, a repository): it is
+in the file that `secret_file` names, or in the environment as `RAFTKV_SECRET`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from raftkv.errors import ConfigError
+from raftkv.model import Member
+
+ENVIRONMENT_PREFIX = "RAFTKV_"
+SECRET_BYTES_MIN = 16
+SECRET_BYTES_MAX = 4096
+MEMBERS_MAX = 9  # quorums above five voters only cost latency; nine leaves room for learners
+
+Address = tuple[str, int]
+Route = Literal["redirect", "forward"]
+LogFormat = Literal["text", "json"]
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What `raftkv.server.run` builds a node from. Every field was checked; see `SETTINGS` for units."""
+
+    name: str
+    data_dir: Path
+    members: tuple[Member, ...]  # in order of name
+    secret: bytes = field(repr=False)
+    secret_file: Path | None = None
+    api: Address = ("127.0.0.1", 8400)
+    raft: Address = ("127.0.0.1", 8401)
+    ops_listen: Address | None = None
+    snapshots: str | None = None  # a store's URL; None: `snapshots/` in the data directory
+    route: Route = "redirect"
+    election_timeout_ms_min: int = 500
+    election_timeout_ms_max: int = 1000
+    heartbeat_ms: int = 100
+    snapshot_entries_max: int = 100_000
+    snapshot_log_bytes_max: int = 64 << 20
+    log_format: LogFormat = "text"
+    log_level: str = "info"
+    warnings: tuple[str, ...] = ()  # what is allowed and still unwise; the process logs them once
+
+    @property
+    def member(self) -> Member:
+        """This node's own entry."""
+        return next(member for member in self.members if member.name == self.name)
+
+    @property
+    def client_url(self) -> str:
+        """The URL that this node advertises to clients: the one in its own member entry."""
+        return self.member.client_url
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row of the table. `parse` takes text (or a list of texts, where `repeated`) and raises ValueError
+    with what is allowed; `default` is already parsed. No default and `required`: it must be given."""
+
+    name: str
+    parse: Callable[[Any], Any]
+    allowed: str
+    example: str
+    help: str
+    default: Any = None
+    required: bool = False
+    repeated: bool = False
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def environment(self) -> str:
+        return ENVIRONMENT_PREFIX + self.name.upper()
+
+    @property
+    def default_text(self) -> str:
+        """The default as one would write it."""
+        if self.default is None:
+            return "none"
+        if isinstance(self.default, tuple):
+            host, port = self.default
+            return f"{host}:{port}"
+        return str(self.default)
+
+
+# --- parsers: text to value, or ValueError -----------------------------------------------------------
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB)?")
+_SIZE_UNITS = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+
+
+def parse_name(text: str) -> str:
+    if not _NAME.fullmatch(text):
+        raise ValueError("not a node's name")
+    return text
+
+
+def parse_address(text: str) -> Address:
+    """HOST:PORT, [IPv6]:PORT, or :PORT for every address of the machine."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535:
+        raise ValueError("no port from 1 to 65535 after the last colon")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError("an IPv6 address stands in brackets: [::1]:8400")
+    if any(character.isspace() or character in "/[]@" for character in host):
+        raise ValueError(f"{host!r} is no host name or address")
+    return host or "0.0.0.0", int(port)
+
+
+def parse_member(text: str) -> Member:
+    """NAME=RAFT_HOST:PORT,URL"""
+    name, equals, rest = text.partition("=")
+    peer, comma, url = rest.partition(",")
+    if not equals or not comma:
+        raise ValueError("not of the form NAME=RAFT_HOST:PORT,http://API_HOST:PORT")
+    parse_name(name.strip())
+    if peer.strip().startswith(":"):
+        raise ValueError("the raft address needs a host that the other members can dial")
+    parse_address(peer.strip())
+    return Member(name=name.strip(), peer=peer.strip(), client_url=parse_client_url(url.strip()))
+
+
+def parse_client_url(text: str) -> str:
+    """http(s)://HOST[:PORT], without a path: what clients are sent to. A slash at the end is dropped."""
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{text!r} is no http:// or https:// URL with a host")
+    if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username is not None:
+        raise ValueError(f"{text!r} has more than scheme, host and port")
+    if parts.port == 0:
+        raise ValueError(f"{text!r} has port 0")
+    return text.rstrip("/")
+
+
+def parse_members(texts: Sequence[str]) -> tuple[Member, ...]:
+    members = sorted((parse_member(text) for text in texts), key=lambda member: member.name)
+    for what in ("name", "peer", "client_url"):
+        seen: set[str] = set()
+        for member in members:
+            value = getattr(member, what)
+            if value in seen:
+                raise ValueError(f"{value} stands there twice")
+            seen.add(value)
+    if len(members) > MEMBERS_MAX:
+        raise ValueError(f"{len(members)} members")
+    return tuple(members)
+
+
+def parse_store(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme == "file":
+        if parts.netloc or not parts.path.startswith("/"):
+            raise ValueError("a file:// URL needs an absolute path after three slashes")
+        return text
+    if parts.scheme == "rados":
+        if not parts.netloc:
+            raise ValueError("a rados:// URL names a pool")
+        return text
+    raise ValueError("not a store's URL")
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError("not one of " + ", ".join(words))
+        return text
+
+    return parse
+
+
+def integer(least: int, most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"\d{1,18}", text) or not least <= int(text) <= most:
+            raise ValueError(f"not a whole number from {least} to {most}")
+        return int(text)
+
+    return parse
+
+
+def size_bytes(least: int, most: int) -> Callable[[str], int]:
+    """Bytes, plain or with a unit: 1048576, 1024KiB, 1MiB."""
+
+    def parse(text: str) -> int:
+        match = _SIZE.fullmatch(text)
+        size = int(match[1]) * _SIZE_UNITS[match[2]] if match and len(match[1]) <= 18 else -1
+        if not least <= size <= most:
+            raise ValueError(f"not a size from {least} to {most} bytes")
+        return size
+
+    return parse
+
+
+def _setting_of_integer(name: str, default: int, least: int, most: int, help: str) -> Setting:
+    return Setting(
+        name, integer(least, most), f"a whole number from {least} to {most}", str(default), help, default
+    )
+
+
+def _setting_of_size(name: str, default: int, least: int, most: int, help: str) -> Setting:
+    allowed = f"{_size_text(least)} to {_size_text(most)}, in bytes or with KiB, MiB, GiB"
+    return Setting(name, size_bytes(least, most), allowed, _size_text(default), help, default)
+
+
+def _size_text(size: int) -> str:
+    for unit in ("GiB", "MiB", "KiB"):
+        if size >= _SIZE_UNITS[unit] and size % _SIZE_UNITS[unit] == 0:
+            return f"{size // _SIZE_UNITS[unit]}{unit}"
+    return str(size)
+
+
+# --- the table -----------------------------------------------------------------------------------------
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting(
+        "name",
+        parse_name,
+        "1 to 63 of A-Z a-z 0-9 _ . -, a letter or digit first",
+        "n1",
+        "This node's name: one of the members.",
+        required=True,
+    ),
+    Setting(
+        "data_dir",
+        Path,
+        "a directory on a local disk, this node's alone",
+        "/var/lib/raftkv",
+        "Where the journal, the identity and, by default, the snapshots live.",
+        required=True,
+    ),
+    Setting(
+        "api",
+        parse_address,
+        "HOST:PORT, [IPv6]:PORT, or :PORT for every address",
+        "0.0.0.0:8400",
+        "Address that clients are answered on.",
+        ("127.0.0.1", 8400),
+    ),
+    Setting(
+        "raft",
+        parse_address,
+        "HOST:PORT, [IPv6]:PORT, or :PORT for every address",
+        "0.0.0.0:8401",
+        "Address that the other members dial.",
+        ("127.0.0.1", 8401),
+    ),
+    Setting(
+        "ops_listen",
+        parse_address,
+        "HOST:PORT, [IPv6]:PORT, or :PORT for every address",
+        "0.0.0.0:8402",
+        "One more plain HTTP listener for /livez, /readyz, /startupz and /metrics. Off by default.",
+    ),
+    Setting(
+        "member",
+        parse_members,
+        f"NAME=RAFT_HOST:PORT,http://API_HOST:PORT, 1 to {MEMBERS_MAX} of them, no name or address twice",
+        "n1=10.0.0.1:8401,http://10.0.0.1:8400",
+        "A member of the cluster as it is first formed, this node too; the same list on every node. "
+        "Give it once for each.",
+        required=True,
+        repeated=True,
+    ),
+    Setting(
+        "secret_file",
+        Path,
+        f"a file of {SECRET_BYTES_MIN} to {SECRET_BYTES_MAX} bytes that only this user can read",
+        "/etc/raftkv/secret",
+        "File with the cluster's secret, the same on every member. Or set RAFTKV_SECRET.",
+    ),
+    Setting(
+        "snapshots",
+        parse_store,
+        "file:///ABSOLUTE/PATH or rados://POOL/NAMESPACE",
+        "file:///var/lib/raftkv/snapshots",
+        "Snapshot store. By default snapshots/ in the data directory.",
+    ),
+    Setting(
+        "route",
+        one_of("redirect", "forward"),
+        "redirect or forward",
+        "forward",
+        "What a follower does with a write: send the client to the leader, or pass the request on.",
+        "redirect",
+    ),
+    _setting_of_integer(
+        "election_timeout_ms_min",
+        500,
+        30,
+        600_000,
+        "A follower that hears nothing from a leader campaigns after a time drawn from this …",
+    ),
+    _setting_of_integer("election_timeout_ms_max", 1000, 31, 600_000, "… to this, in milliseconds."),
+    _setting_of_integer(
+        "heartbeat_ms",
+        100,
+        10,
+        60_000,
+        "The leader tells its followers that it lives this often, in milliseconds.",
+    ),
+    _setting_of_integer(
+        "snapshot_entries_max",
+        100_000,
+        10,
+        1_000_000_000,
+        "Take a snapshot and compact the journal after this many log entries …",
+    ),
+    _setting_of_size(
+        "snapshot_log_bytes_max",
+        64 << 20,
+        64 << 10,
+        1 << 40,
+        "… or this many bytes of them, whichever is first.",
+    ),
+    Setting(
+        "log_format", one_of("text", "json"), "text or json", "json", "Form of the log on stderr.", "text"
+    ),
+    Setting(
+        "log_level",
+        one_of("debug", "info", "warning", "error"),
+        "debug, info, warning or error",
+        "debug",
+        "Least severe event that is logged.",
+        "info",
+    ),
+)
+SETTING_BY_NAME = {setting.name: setting for setting in SETTINGS}
+
+
+# --- loading -------------------------------------------------------------------------------------------
+
+
+def load(
+    flags: Mapping[str, object], environment: Mapping[str, str], *, config_file: Path | None = None
+) -> Config:
+    """The configuration from flags (absent or None: not given), environment and the TOML file, checked.
+
+    The file is `config_file`, else the one that RAFTKV_CONFIG names, else none. Raises ConfigError.
+    Environment names that are no setting are left alone: Kubernetes sets RAFTKV_SERVICE_HOST and its like
+    for a service called raftkv.
+    """
+    if config_file is None and environment.get(ENVIRONMENT_PREFIX + "CONFIG"):
+        config_file = Path(environment[ENVIRONMENT_PREFIX + "CONFIG"])
+    document = _read_toml(config_file) if config_file else {}
+    values = {
+        setting.name: _value_of(setting, flags, environment, document, config_file) for setting in SETTINGS
+    }
+    secret, warnings = _read_secret(values["secret_file"], environment)
+    values["members"] = values.pop("member")
+    values |= {"secret": secret, "warnings": tuple(warnings)}
+    config = Config(**values)
+    _check_together(config)
+    return config
+
+
+def _value_of(
+    setting: Setting,
+    flags: Mapping[str, object],
+    environment: Mapping[str, str],
+    document: Mapping[str, object],
+    config_file: Path | None,
+) -> Any:
+    """The parsed value of one setting from the first source that has it."""
+    raw: object
+    if flags.get(setting.name) not in (None, ()):
+        source, raw = setting.flag, flags[setting.name]
+    elif environment.get(setting.environment):
+        source, raw = setting.environment, environment[setting.environment]
+        if setting.repeated:  # members hold commas and no spaces
+            raw = str(raw).split()
+    elif setting.name in document:
+        source, raw = f"{setting.name} in {config_file}", document[setting.name]
+    elif setting.required:
+        raise ConfigError(
+            f"{setting.flag} is not set ({setting.help}) "
+            f"Give {setting.flag}, {setting.environment}, or {setting.name} in the TOML file; "
+            f"allowed: {setting.allowed}; example: {setting.flag} {setting.example}"
+        )
+    else:
+        return setting.default
+    try:
+        return setting.parse(_texts(raw) if setting.repeated else _text(raw))
+    except ValueError as error:
+        raise ConfigError(
+            f"{source}: {raw!r}: {error}; allowed: {setting.allowed}; "
+            f"example: {setting.flag} {setting.example}"
+        ) from None
+
+
+def _text(raw: object) -> str:
+    if isinstance(raw, bool) or not isinstance(raw, str | int | Path):
+        raise ValueError("neither text nor a whole number")
+    if raw == "":
+        raise ValueError("empty")
+    return str(raw)
+
+
+def _texts(raw: object) -> list[str]:
+    if not isinstance(raw, list | tuple) or not raw:
+        raise ValueError("not a list of texts")
+    return [_text(each) for each in raw]
+
+
+def _read_toml(path: Path) -> Mapping[str, object]:
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config {path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: not a TOML file: {error}") from error
+    _refuse_unknown(document, path)
+    return document
+
+
+def _refuse_unknown(names: Iterable[str], path: Path) -> None:
+    for name in names:
+        if name in SETTING_BY_NAME:
+            continue
+        if name in ("secret", "RAFTKV_SECRET"):
+            raise ConfigError(
+                f"{path}: the secret does not belong in a configuration file; put it in a file of its own "
+                f"(mode 0600) and name that in secret_file"
+            )
+        near = difflib.get_close_matches(name, SETTING_BY_NAME, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(sorted(SETTING_BY_NAME))}"
+        raise ConfigError(f"{path}: {name} is no setting{hint}")
+
+
+def _read_secret(path: Path | None, environment: Mapping[str, str]) -> tuple[bytes, list[str]]:
+    """The secret's bytes without white space around them, and what is unwise about where they are."""
+    warnings: list[str] = []
+    if path is not None:
+        source = str(path)
+        try:
+            mode = path.stat().st_mode & 0o777
+            raw = path.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"--secret-file {path}: cannot be read: {error.strerror}") from error
+        if mode & 0o077:
+            warnings.append(
+                f"secret file {path} can be read by others (mode {mode:04o}); run: chmod 600 {path}"
+            )
+    elif environment.get("RAFTKV_SECRET"):
+        source, raw = "RAFTKV_SECRET", environment["RAFTKV_SECRET"].encode()
+    else:
+        raise ConfigError(
+            "--secret-file is not set: members prove to each other that they know the cluster's secret. Make "
+            "one with `(umask 077; openssl rand -hex 32 > secret)`, the same file on every member, and give "
+            "--secret-file secret, RAFTKV_SECRET_FILE, or the secret itself in RAFTKV_SECRET"
+        )
+    secret = raw.strip()
+    if not SECRET_BYTES_MIN <= len(secret) <= SECRET_BYTES_MAX:
+        raise ConfigError(
+            f"{source}: the secret has {len(secret)} bytes; "
+            f"allowed: {SECRET_BYTES_MIN} to {SECRET_BYTES_MAX}; "
+            "example: the output of `openssl rand -hex 32`"
+        )
+    return secret, warnings
+
+
+def _check_together(config: Config) -> None:
+    """What no setting can tell alone."""
+    names = [member.name for member in config.members]
+    if config.name not in names:
+        raise ConfigError(
+            f"--name {config.name} is not among the members ({', '.join(names)}); give --member "
+            f"{config.name}=… as well, or correct the name"
+        )
+    if config.election_timeout_ms_min <= 2 * config.heartbeat_ms:
+        raise ConfigError(
+            f"--election-timeout-ms-min {config.election_timeout_ms_min} is not more than twice "
+            f"--heartbeat-ms {config.heartbeat_ms}: one late heartbeat would depose a healthy leader; "
+            f"allowed: above {2 * config.heartbeat_ms}; "
+            f"example: --election-timeout-ms-min {5 * config.heartbeat_ms}"
+        )
+    if config.election_timeout_ms_max <= config.election_timeout_ms_min:
+        raise ConfigError(
+            f"--election-timeout-ms-max {config.election_timeout_ms_max} is not above "
+            f"--election-timeout-ms-min {config.election_timeout_ms_min}: without a range to draw from, "
+            f"elections split for ever; "
+            f"example: --election-timeout-ms-max {2 * config.election_timeout_ms_min}"
+        )
+    listeners = [("--api", config.api), ("--raft", config.raft), ("--ops-listen", config.ops_listen)]
+    for at, (flag, address) in enumerate(listeners):
+        for other_flag, other in listeners[at + 1 :]:
+            if address is not None and address == other:
+                raise ConfigError(
+                    f"{flag} and {other_flag} are both {address[0]}:{address[1]}; give each its own port"
+                )
