@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from raftkv.api.limits import LIMITS, Limit, Limits
 from raftkv.errors import ConfigError
 from raftkv.model import Member
 
@@ -52,6 +53,7 @@ class Config:
     heartbeat_ms: int = 100
     snapshot_entries_max: int = 100_000
     snapshot_log_bytes_max: int = 64 << 20
+    limits: Limits = Limits()  # noqa: RUF009 (frozen)
     log_format: LogFormat = "text"
     log_level: str = "info"
     warnings: tuple[str, ...] = ()  # what is allowed and still unwise; the process logs them once
@@ -228,6 +230,11 @@ def _size_text(size: int) -> str:
     return str(size)
 
 
+def _setting_of_limit(limit: Limit) -> Setting:
+    setting = _setting_of_size if limit.unit == "bytes" else _setting_of_integer
+    return setting(limit.name, limit.default, limit.least, limit.most, f"Limit: {limit.help}")
+
+
 # --- the table -----------------------------------------------------------------------------------------
 
 SETTINGS: tuple[Setting, ...] = (
@@ -343,6 +350,8 @@ SETTINGS: tuple[Setting, ...] = (
         "info",
     ),
 )
+LIMIT_SETTINGS = tuple(_setting_of_limit(limit) for limit in LIMITS if limit.least < limit.most)
+SETTINGS += LIMIT_SETTINGS
 SETTING_BY_NAME = {setting.name: setting for setting in SETTINGS}
 
 
@@ -366,6 +375,7 @@ def load(
     }
     secret, warnings = _read_secret(values["secret_file"], environment)
     values["members"] = values.pop("member")
+    values["limits"] = Limits(**{setting.name: values.pop(setting.name) for setting in LIMIT_SETTINGS})
     values |= {"secret": secret, "warnings": tuple(warnings)}
     config = Config(**values)
     _check_together(config)
@@ -499,6 +509,7 @@ def _check_together(config: Config) -> None:
             f"elections split for ever; "
             f"example: --election-timeout-ms-max {2 * config.election_timeout_ms_min}"
         )
+    _check_limits_together(config.limits)
     listeners = [("--api", config.api), ("--raft", config.raft), ("--ops-listen", config.ops_listen)]
     for at, (flag, address) in enumerate(listeners):
         for other_flag, other in listeners[at + 1 :]:
@@ -506,3 +517,17 @@ def _check_together(config: Config) -> None:
                 raise ConfigError(
                     f"{flag} and {other_flag} are both {address[0]}:{address[1]}; give each its own port"
                 )
+
+
+def _check_limits_together(limits: Limits) -> None:
+    if limits.timeout_seconds > limits.timeout_seconds_max:
+        raise ConfigError(
+            f"--timeout-seconds {limits.timeout_seconds} is above --timeout-seconds-max "
+            f"{limits.timeout_seconds_max}"
+        )
+    line_bytes = limits.value_bytes_max * 4 // 3 + 6 * limits.key_bytes_max + 1024
+    if limits.batch_line_bytes_max < line_bytes:
+        raise ConfigError(
+            f"--batch-line-bytes-max {limits.batch_line_bytes_max} can't hold a value of --value-bytes-max "
+            f"{limits.value_bytes_max} in base64 and its key; allowed: {line_bytes} and more"
+        )

@@ -20,7 +20,7 @@ STORAGE = {"journal", "snapshot"}
 PARTS = {
     "errors": set[str](),
     "model": {"errors"},
-    "config": WORDS,
+    "config": WORDS | {"api"},  # for the limits, which are values alone
     "metrics": WORDS,
     "kv": WORDS,
     "journal": WORDS | {"kv"},
@@ -29,6 +29,7 @@ PARTS = {
     "service": WORDS | {"kv", "metrics", "raft"} | STORAGE,
     "api": WORDS | {"kv", "metrics", "raft", "service"} | STORAGE,
     "client": WORDS,
+    "__main__": set(),
 }
 COMPOSITION_ROOTS = {"server"}
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from raftkv.api.limits import Limits
 from raftkv.config import SETTINGS, Config, Setting, load, parse_address, parse_members, size_bytes
 from raftkv.errors import ConfigError
 from raftkv.model import Member
@@ -92,7 +93,7 @@ def test_toml_alone_configures_a_node(tmp_path: Path) -> None:
 
 
 def test_every_setting_has_its_own_field_and_a_valid_example() -> None:
-    fields = set(Config.__dataclass_fields__)
+    fields = set(Config.__dataclass_fields__) | set(Limits.__dataclass_fields__)
     for setting in SETTINGS:
         assert {"member": "members"}.get(setting.name, setting.name) in fields, setting.name
         setting.parse([setting.example] if setting.repeated else setting.example)
@@ -251,6 +252,21 @@ def test_addresses(text: str, address: tuple[str, int]) -> None:
 def test_malformed_addresses(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_address(text)
+
+
+def test_limits_are_settings_like_any_other() -> None:
+    config = configured({"value_bytes_max": "64KiB"}, RAFTKV_CONNECTIONS_MAX="500")
+    assert config.limits == Limits(value_bytes_max=64 << 10, connections_max=500)
+    assert configured().limits == Limits()
+    with pytest.raises(ConfigError, match="--value-bytes-max"):
+        configured({"value_bytes_max": "8GiB"})
+
+
+def test_limits_must_fit_together() -> None:
+    with pytest.raises(ConfigError, match="--batch-line-bytes-max 1048576 can't hold"):
+        configured({"batch_line_bytes_max": "1MiB"})
+    with pytest.raises(ConfigError, match="--timeout-seconds 20 is above"):
+        configured({"timeout_seconds": "20", "timeout_seconds_max": "10"})
 
 
 def test_sizes_take_binary_units() -> None:
