@@ -1,0 +1,169 @@
+"""Who this node is, across restarts: `identity.json` in its data directory.
+
+    {"format": 1, "name": "n1", "instance": <32 hex digits>, "founding": null | {cluster, members, instances},
+     "sha256": <of the JSON of the fields before it, as `_digest` writes them>}
+
+Invariants:
+- The instance is drawn once, for a data directory that holds no journal and no snapshot. Data without an
+  identity is refused: someone's votes and entries are in it, and a new instance would disown them.
+- A file is replaced whole (written aside, synced, renamed, the directory synced), so that a crash leaves
+  the old one or the new one.
+- The journal's first entry is where a cluster's founding becomes durable; `founding` here follows it. A
+  crash between the two is put right by `reconcile`. A founding without any data is a lost journal.
+
+The functions block on the disk; run them before the loop starts or on a worker thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from raftkv.errors import ConfigError, Fatal
+from raftkv.model import Identity, Membership
+
+FILE = "identity.json"
+FORMAT = 1
+DATA_DIRECTORIES = ("journal", "snapshots")
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """`founding` is the membership that the cluster began with, None before this node has formed."""
+
+    identity: Identity
+    founding: Membership | None
+
+
+class _File(msgspec.Struct, frozen=True):
+    format: int
+    name: str
+    instance: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+    founding: Membership | None
+    sha256: str = ""
+
+
+class _Format(msgspec.Struct, frozen=True):
+    format: int
+
+
+def draw_id() -> str:
+    """32 hex digits that nobody can guess: instances, clusters, rounds of forming."""
+    return secrets.token_hex(16)
+
+
+def load_or_create(directory: Path, name: str, *, draw: Callable[[], str] = draw_id) -> Stored:
+    """The identity on this disk; a new one if the disk is empty. Creates the directory if need be.
+
+    Raises ConfigError if the disk belongs to another name, Fatal if it can't be told whose it is.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if (directory / FILE).exists():
+            return _load(directory / FILE, name)
+        _refuse_data_without_identity(directory)
+        stored = Stored(Identity(name, draw(), ""), None)
+        _write(directory, stored)
+    except OSError as error:
+        raise Fatal(f"can't read or write the identity in the data directory {directory}: {error}") from error
+    return stored
+
+
+def settle(directory: Path, stored: Stored, founding: Membership) -> Stored:
+    """Records the founding, durably. Raises Fatal; the node must then stop."""
+    me = stored.identity
+    settled = Stored(Identity(me.name, me.instance, founding.cluster), founding)
+    try:
+        _write(directory, settled)
+    except OSError as error:
+        raise Fatal(f"can't record the cluster's founding in {directory / FILE}: {error}") from error
+    return settled
+
+
+def reconcile(directory: Path, stored: Stored, found: Membership | None) -> Stored:
+    """Brings the identity in line with `found`, the membership in this disk's journal or snapshot.
+
+    Raises Fatal where the two can't be of one node.
+    """
+    me = stored.identity
+    if found is None:
+        if stored.founding is not None:
+            raise Fatal(
+                f"{directory / FILE} says that {me.name} belongs to cluster {me.cluster}, but there is no "
+                "journal and no snapshot: restore them, or re-admit the node with an empty data directory"
+            )
+        return stored
+    if (me.cluster and me.cluster != found.cluster) or dict(found.instances).get(me.name) != me.instance:
+        raise Fatal(
+            f"the data in {directory} belongs to cluster {found.cluster}, which knows {me.name} as instance "
+            f"{dict(found.instances).get(me.name)}; {FILE} says instance {me.instance}, cluster "
+            f"{me.cluster or 'none'}: they come from different nodes. Restore the data directory as one"
+        )
+    return stored if stored.founding is not None else settle(directory, stored, found)
+
+
+def _load(path: Path, name: str) -> Stored:
+    content = path.read_bytes()
+    try:
+        file_format = msgspec.json.decode(content, type=_Format).format
+        if file_format != FORMAT:
+            raise Fatal(
+                f"{path} has format {file_format}, this release reads {FORMAT}: run the release that wrote it"
+            )
+        file = msgspec.json.decode(content, type=_File)
+    except msgspec.MsgspecError as error:
+        raise Fatal(
+            f"{path} can't be read as an identity ({error}): restore it from where it was copied"
+        ) from error
+    if file.sha256 != _digest(file):
+        raise Fatal(f"{path} does not match its own checksum: it was damaged or edited; restore it")
+    if file.name != name:
+        raise ConfigError(
+            f"the data directory {path.parent} belongs to the node {file.name}, but this node was started as "
+            f"{name}: use --name {file.name}, or another --data-dir"
+        )
+    cluster = file.founding.cluster if file.founding is not None else ""
+    return Stored(Identity(name, file.instance, cluster), file.founding)
+
+
+def _refuse_data_without_identity(directory: Path) -> None:
+    for name in DATA_DIRECTORIES:
+        inner = directory / name
+        if inner.is_dir() and any(inner.iterdir()):
+            raise Fatal(
+                f"{directory} has no {FILE} but {inner} is not empty: these are data of a node whose "
+                f"identity is lost. Restore {FILE}, or use another --data-dir"
+            )
+
+
+def _write(directory: Path, stored: Stored) -> None:
+    me = stored.identity
+    file = _File(FORMAT, me.name, me.instance, stored.founding)
+    content = msgspec.json.encode(msgspec.structs.replace(file, sha256=_digest(file)))
+    aside = directory / (FILE + ".tmp")
+    with open(aside, "wb") as handle:
+        handle.write(msgspec.json.format(content, indent=2) + b"\n")
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.rename(aside, directory / FILE)
+    _sync_directory(directory)
+    _sync_directory(directory.parent)  # the data directory itself may be new
+
+
+def _sync_directory(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _digest(file: _File) -> str:
+    return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(file, sha256=""))).hexdigest()
