@@ -24,7 +24,7 @@ PARTS = {
     "metrics": WORDS,
     "kv": WORDS,
     "journal": WORDS | {"kv"},
-    "snapshot": WORDS | {"kv"},
+    "snapshot": WORDS | {"kv", "journal.disk"},  # the one seam to a file system
     "raft": WORDS | {"kv"} | STORAGE,
     "service": WORDS | {"kv", "metrics", "raft"} | STORAGE,
     "api": WORDS | {"kv", "metrics", "raft", "service"} | STORAGE,

@@ -1,0 +1,195 @@
+"""Where snapshots are kept, and how one gets there.
+
+A `Store` keeps whole snapshots: one that `list` names has every chunk, durable, at any moment and after any
+crash. Every method blocks and belongs on a worker thread; calls may come from several, but those that
+write (`begin`, `receive`, `delete`, `retain`) from one at a time.
+
+    SnapshotWriter  pages of an image -> chunks -> Publication      the node that makes a snapshot
+    Receiver        chunks of a known manifest                       the node that is sent one
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Protocol
+
+from raftkv.errors import SnapshotDamaged
+from raftkv.kv.image import Image, Page, Section
+from raftkv.model import Membership
+from raftkv.snapshot.codec import (
+    CHUNK_RAW_BYTES,
+    Chunk,
+    Manifest,
+    chunk_name,
+    compress,
+    encode_page,
+    snapshot_id,
+)
+
+
+class Publication(Protocol):
+    """A snapshot in the making. Nothing of it shows before `commit` has returned."""
+
+    def write_chunk(self, number: int, data: bytes) -> None:
+        """Durable when it returns. Each number once."""
+
+    def commit(self, manifest: Manifest) -> None:
+        """Shows the snapshot, atomically and durably. Where it raises, call `abort`."""
+
+    def abort(self) -> None:
+        """Takes away what was written. Idempotent."""
+
+
+class Receiver(Protocol):
+    """A snapshot whose manifest is known, and whose chunks come one by one, in any order."""
+
+    def missing(self) -> Sequence[int]:
+        """Numbers of the chunks that are not there yet, or not as the manifest has them; ascending."""
+
+    def write_chunk(self, number: int, data: bytes) -> None:
+        """Verifies, then writes. Raises SnapshotDamaged, with nothing changed, for what is not that chunk."""
+
+    def commit(self) -> None:
+        """Shows the snapshot, atomically and durably. Raises SnapshotDamaged while chunks are missing."""
+
+    def abort(self) -> None:
+        """Takes away what came. Without it, the next `receive` of the same manifest goes on from here."""
+
+
+class Store(Protocol):
+    def time_ms(self) -> int:
+        """Unix time for a new snapshot's name."""
+
+    def begin(self, snapshot: str) -> Publication:
+        """A new snapshot under that id. Raises FileExistsError where there is one."""
+
+    def receive(self, manifest: Manifest) -> Receiver: ...
+
+    def list(self) -> list[Manifest]:
+        """Oldest first. Raises SnapshotDamaged where a manifest can't be read: never a shorter list."""
+
+    def manifest(self, snapshot: str) -> Manifest:
+        """Raises SnapshotMissing, SnapshotDamaged."""
+
+    def read_chunk(self, snapshot: str, number: int, offset: int = 0, size: int | None = None) -> bytes:
+        """Stored bytes, not verified. Raises SnapshotMissing where the snapshot or the chunk is not there."""
+
+    def delete(self, snapshot: str) -> None:
+        """Raises SnapshotMissing."""
+
+    def retain(self, count: int) -> None:
+        """Deletes all but the newest `count`."""
+
+    def location(self, name: str) -> str:
+        """Where the file `name` is, for messages."""
+
+
+class SnapshotWriter:
+    """Makes one snapshot out of an image's pages. On a worker thread but for the constructor, which only
+    notes what the image is of. After any exception: `abort`."""
+
+    def __init__(
+        self, store: Store, *, cluster: str, index: int, term: int, membership: Membership, image: Image
+    ) -> None:
+        assert image.state.index == index, f"the image is of index {image.state.index}, not {index}"
+        self._store = store
+        self._cluster = cluster
+        self._term = term
+        self._membership = membership
+        self._state = image.state
+        self._time_ms = 0
+        self._id = ""
+        self._publication: Publication | None = None
+        self._pages: list[bytes] = []
+        self._pages_bytes = 0
+        self._chunks: list[Chunk] = []
+        self._counts = dict.fromkeys(Section, 0)
+        self._data_bytes = 0
+        self._whole = hashlib.sha256()
+
+    def write(self, page: Page) -> None:
+        """Pages in the image's order. Compresses and writes when a chunk is full."""
+        encoded = encode_page(page)
+        self._counts[page.section] += len(page)
+        if page.section is Section.ITEMS:
+            self._data_bytes += sum(map(len, page.keys)) + sum(map(len, page.records))
+        self._pages.append(encoded)
+        self._pages_bytes += len(encoded)
+        if self._pages_bytes >= CHUNK_RAW_BYTES:
+            self._close_chunk()
+
+    def commit(self) -> Manifest:
+        """Writes what is left, and the manifest: the snapshot is durable and shows."""
+        if self._pages:
+            self._close_chunk()
+        publication = self._begun()
+        manifest = self._manifest()
+        publication.commit(manifest)
+        return manifest
+
+    def abort(self) -> None:
+        """Idempotent."""
+        self._pages.clear()
+        if self._publication is not None:
+            self._publication.abort()
+
+    def _close_chunk(self) -> None:
+        publication = self._begun()
+        raw = b"".join(self._pages)
+        self._pages, self._pages_bytes = [], 0
+        self._whole.update(raw)
+        data = compress(raw)
+        number = len(self._chunks)
+        digest = hashlib.sha256(data).hexdigest()
+        publication.write_chunk(number, data)
+        self._chunks.append(Chunk(chunk_name(self._id, number), len(data), len(raw), digest))
+
+    def _begun(self) -> Publication:
+        if self._publication is None:
+            self._time_ms = self._store.time_ms()
+            taken = {manifest.id for manifest in self._store.list()}
+            while self._name() in taken:  # at most once for each snapshot there is
+                self._time_ms += 1
+            self._id = self._name()
+            self._publication = self._store.begin(self._id)
+        return self._publication
+
+    def _name(self) -> str:
+        return snapshot_id(
+            index=self._state.index,
+            term=self._term,
+            revision=self._state.revision,
+            time_ms=self._time_ms,
+            cluster=self._cluster,
+        )
+
+    def _manifest(self) -> Manifest:
+        counts = self._counts
+        return Manifest(
+            id=self._id,
+            cluster=self._cluster,
+            index=self._state.index,
+            term=self._term,
+            revision=self._state.revision,
+            time_ms=self._time_ms,
+            log_time_ms=self._state.log_time_ms,
+            sequence=self._state.sequence,
+            membership=self._membership,
+            keys=counts[Section.ITEMS],
+            data_bytes=self._data_bytes,
+            idempotency_records=counts[Section.PLAIN] + counts[Section.OUTCOMES],
+            bytes=sum(chunk.bytes for chunk in self._chunks),
+            raw_bytes=sum(chunk.raw_bytes for chunk in self._chunks),
+            sha256=self._whole.hexdigest(),
+            chunks=tuple(self._chunks),
+        )
+
+
+def damaged(store: Store, name: str, reason: object) -> SnapshotDamaged:
+    """The same words wherever a snapshot turns out to be unusable: which file, why, what to do."""
+    return SnapshotDamaged(
+        f"snapshot file {store.location(name)}: {reason}. Put back an intact copy of the file, or move the "
+        "snapshot's files away: the node then starts from an older snapshot if its journal reaches back to "
+        "it, and otherwise has to be re-admitted with an empty data directory."
+    )
