@@ -145,6 +145,12 @@ class JournalDamaged(Fatal):
     code = "journal_damaged"
 
 
+class JournalLocked(Fatal):
+    """Another process holds the journal's directory. Says which directory."""
+
+    code = "journal_locked"
+
+
 class JournalFailed(Fatal):
     """A journal write or sync failed. It is never retried: the kernel may have dropped the pages."""
 
