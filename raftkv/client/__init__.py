@@ -1,0 +1,60 @@
+"""The Python client, asynchronous (`Client`) and synchronous (`SyncClient`).
+
+    async with Client("http://127.0.0.1:8400,http://127.0.0.1:8410") as client:
+        await client.put("hello", b"world")
+        print((await client.get("hello")).value)
+
+It finds the leader and follows redirects itself. It tries again what certainly was not applied, and what
+may have been applied only where that is harmless: reads, and writes under an idempotency key, which every
+write carries unless told otherwise. So an error's `outcome` can be believed.
+
+    answers.py       results and errors                             PURE
+    retry.py         the course of a request over its attempts      PURE
+    asynchronous.py  connections, clock, the calls
+    bulk.py          batch and export streams
+    synchronous.py   the same calls for code without a loop
+"""
+
+from raftkv.client.answers import (
+    Appended,
+    BadRequest,
+    ClientError,
+    Deleted,
+    Incremented,
+    Item,
+    NotARaftkv,
+    NotFound,
+    OutcomeUnknown,
+    PreconditionFailed,
+    Problem,
+    StreamCut,
+    TransactionResult,
+    Unavailable,
+    Value,
+    Written,
+)
+from raftkv.client.asynchronous import DEFAULT_ENDPOINTS, Client, parse_endpoints
+from raftkv.client.synchronous import SyncClient
+
+__all__ = [
+    "DEFAULT_ENDPOINTS",
+    "Appended",
+    "BadRequest",
+    "Client",
+    "ClientError",
+    "Deleted",
+    "Incremented",
+    "Item",
+    "NotARaftkv",
+    "NotFound",
+    "OutcomeUnknown",
+    "PreconditionFailed",
+    "Problem",
+    "StreamCut",
+    "SyncClient",
+    "TransactionResult",
+    "Unavailable",
+    "Value",
+    "Written",
+    "parse_endpoints",
+]

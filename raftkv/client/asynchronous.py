@@ -1,0 +1,623 @@
+"""The asynchronous client: `retry.Course` decides, this opens connections, waits and reads the clock.
+
+aiohttp's own retry is off. Its client silently repeats a PUT or a DELETE once when a kept-alive connection
+drops (aiohttp/client.py, `retry_persistent_connection`), and a repeat that nobody sees would make two
+writes of one where there is no idempotency key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from random import Random
+from types import TracebackType
+from typing import Final, Self
+from urllib.parse import quote, urlencode
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from raftkv.client.answers import (
+    Answer,
+    Appended,
+    Deleted,
+    Incremented,
+    Item,
+    Json,
+    TransactionResult,
+    Value,
+    Written,
+    item_of,
+    not_a_raftkv,
+    revision_of,
+)
+from raftkv.client.retry import Accept, Again, Course, Fail, Follow, Numbers, Step, origin_of
+
+DEFAULT_ENDPOINTS: Final = ("http://127.0.0.1:8400", "http://127.0.0.1:8410", "http://127.0.0.1:8420")
+DEFAULT_TIMEOUT_SECONDS: Final = 15.0
+TIMEOUT_SECONDS_MAX: Final = 100.0  # under the 2 minutes for which the outcome under a key is kept
+CONNECT_SECONDS: Final = 1.0
+ATTEMPT_SECONDS_FIRST: Final = 2.5  # a paused node takes connections and never answers; doubled each time
+ATTEMPT_SECONDS_MAX: Final = 20.0
+CONNECTIONS_MAX: Final = 512
+PAGE_ITEMS: Final = 1000
+
+Query = Mapping[str, str | int]
+
+# A key that no proxy, and no URL library, would rewrite in a path. Every other key goes in the query.
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_~-][A-Za-z0-9._~-]*(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*")
+
+
+class Client:
+    """Talks to a cluster through any of `endpoints`.
+
+    Writes carry idempotency keys of one random client id, unless `idempotent` is off; so a write whose
+    answer was lost is repeated safely. Every call ends within its deadline: `timeout_s`, at most 100.
+    Errors are those of `raftkv.client.answers`. One event loop; `SyncClient` is for everything else.
+    """
+
+    def __init__(
+        self,
+        endpoints: str | Iterable[str] = DEFAULT_ENDPOINTS,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_SECONDS,
+        idempotent: bool = True,
+        headers: Mapping[str, str] | None = None,
+        random: Random | None = None,
+    ) -> None:
+        self.endpoints = parse_endpoints(endpoints)
+        self.client_id = secrets.token_hex(8)
+        self._timeout_s = _checked_timeout(timeout_s)
+        self._idempotent = idempotent
+        self._headers = dict(headers or {})
+        self._random = random or Random()
+        self._numbers = Numbers()
+        self._number_freed = asyncio.Condition()
+        self._leader: str | None = None
+        self._at = 0
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        for session in self._sessions.values():
+            await session.close()
+        self._sessions.clear()
+
+    # --- one key ------------------------------------------------------------------------------------
+
+    async def get(
+        self,
+        key: str,
+        *,
+        stale: bool = False,
+        min_revision: int | None = None,
+        max_staleness_ms: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Value:
+        """The key's bytes; linearizable unless `stale`. Raises NotFound."""
+        query = _freshness(stale, min_revision, max_staleness_ms)
+        answer = await self._read(*_at_key(key, query), timeout_s=timeout_s)
+        revision = revision_of(answer.headers)
+        if revision is None:
+            raise not_a_raftkv("a value without an ETag")
+        return Value(answer.body, answer.headers.get("content-type", ""), revision)
+
+    async def get_item(
+        self,
+        key: str,
+        *,
+        stale: bool = False,
+        min_revision: int | None = None,
+        max_staleness_ms: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Item:
+        """The key with its revisions and version. Raises NotFound."""
+        query = {"format": "json", **_freshness(stale, min_revision, max_staleness_ms)}
+        return item_of((await self._read(*_at_key(key, query), timeout_s=timeout_s)).json())
+
+    async def put(
+        self,
+        key: str,
+        value: bytes | str,
+        *,
+        content_type: str | None = None,
+        if_revision: int | None = None,
+        if_exists: bool | None = None,
+        previous: bool = False,
+        idempotency_key: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Written:
+        """`if_revision` 0: only where the key is absent. Raises PreconditionFailed."""
+        query: dict[str, str | int] = {"prev": "true"} if previous else {}
+        headers = _conditions(query, if_revision, if_exists)
+        headers["Content-Type"] = content_type or "application/octet-stream"
+        answer = await self._write(
+            "PUT",
+            *_at_key(key, query),
+            body=_bytes(value),
+            headers=headers,
+            idempotency_key=idempotency_key,
+            timeout_s=timeout_s,
+        )
+        document = answer.json()
+        return Written(
+            _integer(document, "revision"), answer.status == 201, _previous(document), answer.replayed
+        )
+
+    async def delete(
+        self,
+        key: str,
+        *,
+        if_revision: int | None = None,
+        if_exists: bool | None = None,
+        previous: bool = False,
+        idempotency_key: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Deleted:
+        """`deleted` is 0 where the key was absent. Raises PreconditionFailed."""
+        query: dict[str, str | int] = {"prev": "true"} if previous else {}
+        headers = _conditions(query, if_revision, if_exists)
+        answer = await self._write(
+            "DELETE",
+            *_at_key(key, query),
+            headers=headers,
+            idempotency_key=idempotency_key,
+            timeout_s=timeout_s,
+        )
+        return _deleted(answer)
+
+    async def append(
+        self,
+        key: str,
+        value: bytes | str,
+        *,
+        if_revision: int | None = None,
+        if_exists: bool | None = None,
+        idempotency_key: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Appended:
+        """Adds bytes to the end of the value, creating the key where it is absent."""
+        query: dict[str, str | int] = {"op": "append"}
+        headers = _conditions(query, if_revision, if_exists)
+        headers["Content-Type"] = "application/octet-stream"
+        answer = await self._write(
+            "POST",
+            *_at_key(key, query),
+            body=_bytes(value),
+            headers=headers,
+            idempotency_key=idempotency_key,
+            timeout_s=timeout_s,
+        )
+        document = answer.json()
+        return Appended(_integer(document, "revision"), _integer(document, "length"), answer.replayed)
+
+    async def incr(
+        self,
+        key: str,
+        by: int = 1,
+        *,
+        if_revision: int | None = None,
+        if_exists: bool | None = None,
+        idempotency_key: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Incremented:
+        """Adds to the decimal integer that the value is; an absent one is 0. Raises BadRequest
+        (`not_a_number`)."""
+        query: dict[str, str | int] = {"op": "incr", "by": by}
+        headers = _conditions(query, if_revision, if_exists)
+        answer = await self._write(
+            "POST",
+            *_at_key(key, query),
+            headers=headers,
+            idempotency_key=idempotency_key,
+            timeout_s=timeout_s,
+        )
+        document = answer.json()
+        return Incremented(_integer(document, "revision"), _integer(document, "value"), answer.replayed)
+
+    # --- many keys ----------------------------------------------------------------------------------
+
+    async def list(
+        self,
+        prefix: str = "",
+        *,
+        start: str | None = None,
+        end: str | None = None,
+        limit: int | None = None,
+        keys_only: bool = False,
+        stale: bool = False,
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[Item]:
+        """Items in key order, page by page: `start` included, `end` not, at most `limit` of them. Each page
+        is of one revision; the next may be of a later one (`export` is of one revision throughout)."""
+        left, cursor = limit, None
+        query: dict[str, str | int] = {"prefix": prefix, **_freshness(stale, None, None)}
+        query |= {name: value for name, value in (("start", start), ("end", end)) if value is not None}
+        if keys_only:
+            query["keys_only"] = "true"
+        while left is None or left > 0:
+            query["limit"] = PAGE_ITEMS if left is None else min(left, PAGE_ITEMS)
+            if cursor is not None:
+                query["cursor"] = cursor
+            page = (await self._read("/v1/kv", query, timeout_s=timeout_s)).json()
+            items = [item_of(document) for document in page.get("items", ())]
+            for item in items:
+                yield item
+            cursor = page.get("next_cursor")
+            left = None if left is None else left - len(items)
+            if not cursor:
+                return
+
+    async def delete_prefix(
+        self,
+        prefix: str,
+        *,
+        all: bool = False,
+        limit: int | None = None,
+        idempotency_key: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Deleted:
+        """Deletes the first keys with the prefix, atomically, as many as one call may; `more` says whether
+        keys are left. An empty prefix needs `all`."""
+        query: dict[str, str | int] = {"prefix": prefix}
+        if all:
+            query["all"] = "true"
+        if limit is not None:
+            query["limit"] = limit
+        answer = await self._write(
+            "DELETE", "/v1/kv", query, idempotency_key=idempotency_key, timeout_s=timeout_s
+        )
+        return _deleted(answer)
+
+    async def txn(
+        self,
+        compare: Sequence[Json] = (),
+        success: Sequence[Json] = (),
+        failure: Sequence[Json] = (),
+        *,
+        idempotency_key: str | None = None,
+        timeout_s: float | None = None,
+    ) -> TransactionResult:
+        """One atomic transaction, in the JSON shapes of `POST /v1/txn`."""
+        answer = await self._write(
+            "POST",
+            "/v1/txn",
+            {},
+            body=msgspec.json.encode({"compare": compare, "success": success, "failure": failure}),
+            headers={"Content-Type": "application/json"},
+            idempotency_key=idempotency_key,
+            timeout_s=timeout_s,
+        )
+        document = answer.json()
+        return TransactionResult(
+            bool(document.get("succeeded")),
+            _integer(document, "revision"),
+            tuple(document.get("responses", ())),
+            answer.replayed,
+        )
+
+    # --- the cluster --------------------------------------------------------------------------------
+
+    async def status(self, endpoint: str | None = None, *, timeout_s: float | None = None) -> Json:
+        """`/v1/status` of the node at `endpoint`, which is then asked alone, or of the first that answers."""
+        return (await self._read("/v1/status", {}, only=endpoint, timeout_s=timeout_s)).json()
+
+    async def cluster(self, *, timeout_s: float | None = None) -> Json:
+        return (await self._read("/v1/cluster", {}, timeout_s=timeout_s)).json()
+
+    async def snapshots(
+        self, endpoint: str | None = None, *, timeout_s: float | None = None
+    ) -> Sequence[Json]:
+        """The snapshots in the store, as `/v1/snapshots` lists them."""
+        document = (await self._read("/v1/snapshots", {}, only=endpoint, timeout_s=timeout_s)).json()
+        return tuple(document.get("snapshots", ()))
+
+    async def create_snapshot(self, endpoint: str | None = None, *, timeout_s: float | None = None) -> Json:
+        """Asks for a snapshot and waits until it is there."""
+        deadline = self._deadline(timeout_s)
+        course = Course(write=False, keyed=False, random=self._random)
+        answer = await self._run(
+            course, "POST", "/v1/snapshots", {}, b"", {}, deadline=deadline, only=endpoint, to_leader=False
+        )
+        document = answer.json()
+        while answer.status == 202 or document.get("state") in ("pending", "running"):
+            where = answer.headers.get("location", f"/v1/operations/{document.get('id')}")
+            at = origin_of(where) or endpoint or self._node()
+            path = where.removeprefix(at)
+            await asyncio.sleep(0.1)
+            answer = await self._run(
+                Course(write=False, keyed=False, random=self._random),
+                "GET",
+                path,
+                {},
+                b"",
+                {},
+                deadline=deadline,
+                only=at,
+                to_leader=False,
+            )
+            document = answer.json()
+        result = document.get("result", document)
+        return result if isinstance(result, dict) else document
+
+    # --- requests and their attempts ----------------------------------------------------------------
+
+    async def _read(
+        self, path: str, query: Query, *, only: str | None = None, timeout_s: float | None
+    ) -> Answer:
+        course = Course(write=False, keyed=False, random=self._random)
+        return await self._run(
+            course,
+            "GET",
+            path,
+            query,
+            b"",
+            {},
+            deadline=self._deadline(timeout_s),
+            only=only,
+            to_leader=False,
+        )
+
+    async def _write(
+        self,
+        method: str,
+        path: str,
+        query: Query,
+        *,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Answer:
+        deadline = self._deadline(timeout_s)
+        if idempotency_key is not None or not self._idempotent:
+            keyed = {"Idempotency-Key": idempotency_key} if idempotency_key is not None else {}
+            return await self._write_under(keyed, method, path, query, body, headers or {}, deadline)
+        async with self.numbered(deadline) as number:
+            keyed = {"Idempotency-Key": self.key_of(number)}
+            return await self._write_under(keyed, method, path, query, body, headers or {}, deadline)
+
+    async def _write_under(
+        self,
+        keyed: Mapping[str, str],
+        method: str,
+        path: str,
+        query: Query,
+        body: bytes,
+        headers: Mapping[str, str],
+        deadline: float,
+    ) -> Answer:
+        course = Course(write=True, keyed=bool(keyed), random=self._random)
+        return await self._run(
+            course, method, path, query, body, {**headers, **keyed}, deadline=deadline, to_leader=True
+        )
+
+    def key_of(self, number: int) -> str:
+        return f"{self.client_id}/{number}"
+
+    @asynccontextmanager
+    async def numbered(self, deadline: float) -> AsyncIterator[int]:
+        """A number for an idempotency key, for as long as its write is on its way."""
+        course = Course(write=True, keyed=True, random=self._random)
+        try:
+            async with asyncio.timeout_at(deadline), self._number_freed:
+                await self._number_freed.wait_for(self._numbers.free)
+                number = self._numbers.take()
+        except TimeoutError:
+            raise course.out_of_time() from None
+        try:
+            yield number
+        finally:
+            self._numbers.done(number)
+            async with self._number_freed:
+                self._number_freed.notify_all()
+
+    async def _run(
+        self,
+        course: Course,
+        method: str,
+        path: str,
+        query: Query,
+        body: bytes,
+        headers: Mapping[str, str],
+        *,
+        deadline: float,
+        to_leader: bool,
+        only: str | None = None,
+    ) -> Answer:
+        """The request's attempts, until its course ends or its deadline is there."""
+        loop = asyncio.get_running_loop()
+        keyed = "Idempotency-Key" in headers
+        patience_s = ATTEMPT_SECONDS_FIRST if keyed or method == "GET" else TIMEOUT_SECONDS_MAX
+        origin = only or (self._leader if to_leader else None) or self._node()
+        while True:
+            left_s = deadline - loop.time()
+            if left_s <= 0:
+                raise course.out_of_time()
+            url = url_of(origin, path, query)
+            session = self.session(fresh=to_leader and not keyed)
+            answer, step = await self._attempt(
+                course, session, method, url, body, headers, min(left_s, patience_s)
+            )
+            if answer is not None:
+                self._learn(answer)
+            match step:
+                case Accept():
+                    assert answer is not None
+                    return answer
+                case Fail(error):
+                    raise error
+                case Follow(target):
+                    self._leader = origin = target
+                case Again(delay_s):
+                    patience_s = min(2 * patience_s, ATTEMPT_SECONDS_MAX) if answer is None else patience_s
+                    self._forget(origin)
+                    origin = only or self._node()
+                    await asyncio.sleep(min(delay_s, max(0.0, deadline - loop.time())))
+
+    async def _attempt(
+        self,
+        course: Course,
+        session: aiohttp.ClientSession,
+        method: str,
+        url: URL,
+        body: bytes,
+        headers: Mapping[str, str],
+        patience_s: float,
+    ) -> tuple[Answer | None, Step]:
+        timeout = aiohttp.ClientTimeout(total=patience_s, sock_connect=min(CONNECT_SECONDS, patience_s))
+        try:
+            async with session.request(
+                method, url, data=body or None, headers=headers, allow_redirects=False, timeout=timeout
+            ) as response:
+                answer = answer_of(response, await response.read())
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            return None, course.not_sent(f"{url.origin()}: {error or type(error).__name__}")
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            said = str(error) or f"no answer within {patience_s:.1f} s"
+            return None, course.lost(f"{method} {url.origin()}: {said}")
+        return answer, course.answered(answer)
+
+    # --- where to ask -------------------------------------------------------------------------------
+
+    def _node(self) -> str:
+        return self.endpoints[self._at % len(self.endpoints)]
+
+    def _learn(self, answer: Answer) -> None:
+        leader = origin_of(answer.headers.get("raftkv-leader", ""))
+        if leader is not None:
+            self._leader = leader
+
+    def _forget(self, origin: str) -> None:
+        """This node could not help: the next attempt goes to another, and no longer to it as the leader."""
+        if self._leader == origin:
+            self._leader = None
+        if self._node() == origin:
+            self._at += 1
+
+    @property
+    def leader(self) -> str | None:
+        """The leader's URL as last heard."""
+        return self._leader
+
+    def session(self, *, fresh: bool = False) -> aiohttp.ClientSession:
+        """`fresh`: each request on a connection of its own. A kept-alive one may have been closed by the
+        node a moment ago, which for a write without a key would be an outcome unknown for nothing."""
+        if fresh not in self._sessions:
+            connector = aiohttp.TCPConnector(limit=CONNECTIONS_MAX, force_close=fresh)
+            session = aiohttp.ClientSession(
+                connector=connector,
+                headers={"User-Agent": "raftkv-python", **self._headers},
+                skip_auto_headers=("Content-Type",),
+                auto_decompress=True,
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+            session._retry_connection = False
+            self._sessions[fresh] = session
+        return self._sessions[fresh]
+
+    def _deadline(self, timeout_s: float | None) -> float:
+        allowed_s = self._timeout_s if timeout_s is None else _checked_timeout(timeout_s)
+        return asyncio.get_running_loop().time() + allowed_s
+
+
+# --- parts of requests and answers ------------------------------------------------------------------------
+
+
+def parse_endpoints(endpoints: str | Iterable[str]) -> tuple[str, ...]:
+    """URLs, or bare HOST:PORT; one text may name several with commas. Raises ValueError."""
+    texts = endpoints.split(",") if isinstance(endpoints, str) else endpoints
+    found = []
+    for text in (text.strip() for text in texts):
+        url = text if "://" in text else f"http://{text}"
+        origin = origin_of(url)
+        if origin is None or url.rstrip("/") != origin:
+            raise ValueError(f"{text!r} is no endpoint; allowed: http://HOST:PORT, several with commas")
+        found.append(origin)
+    if not found:
+        raise ValueError("no endpoint; example: http://127.0.0.1:8400")
+    return tuple(found)
+
+
+def url_of(origin: str, path: str, query: Query) -> URL:
+    tail = "?" + urlencode(query, quote_via=quote) if query else ""
+    return URL(origin + path + tail, encoded=True)
+
+
+def answer_of(response: aiohttp.ClientResponse, body: bytes) -> Answer:
+    headers = {name.lower(): value for name, value in response.headers.items()}
+    return Answer(response.status, headers, body)
+
+
+def _at_key(key: str, query: Query) -> tuple[str, Query]:
+    """The path and the query that name the key."""
+    if _PLAIN_KEY.fullmatch(key):
+        return f"/v1/kv/{key}", query
+    return "/v1/kv", {"key": key, **query}
+
+
+def _freshness(stale: bool, min_revision: int | None, max_staleness_ms: int | None) -> dict[str, str | int]:
+    query: dict[str, str | int] = {"consistency": "stale"} if stale else {}
+    if min_revision is not None:
+        query["min_revision"] = min_revision
+    if max_staleness_ms is not None:
+        query["max_staleness_ms"] = max_staleness_ms
+    return query
+
+
+def _conditions(
+    query: dict[str, str | int], if_revision: int | None, if_exists: bool | None
+) -> dict[str, str]:
+    """Puts `if_revision` into the query and returns the header that `if_exists` is."""
+    if if_revision is not None:
+        query["if_revision"] = if_revision
+    if if_exists is None:
+        return {}
+    return {"If-Match": "*"} if if_exists else {"If-None-Match": "*"}
+
+
+def _bytes(value: bytes | str) -> bytes:
+    return value.encode() if isinstance(value, str) else value
+
+
+def _integer(document: Json, name: str) -> int:
+    value = document.get(name)
+    if not isinstance(value, int):
+        raise not_a_raftkv(f"an answer without a whole number {name}")
+    return value
+
+
+def _previous(document: Json) -> Item | None:
+    previous = document.get("previous", document.get("prev"))
+    return item_of(previous) if isinstance(previous, dict) else None
+
+
+def _deleted(answer: Answer) -> Deleted:
+    document = answer.json()
+    return Deleted(
+        _integer(document, "revision"),
+        _integer(document, "deleted"),
+        bool(document.get("more", False)),
+        _previous(document),
+        answer.replayed,
+    )
+
+
+def _checked_timeout(timeout_s: float) -> float:
+    if not 0 < timeout_s <= TIMEOUT_SECONDS_MAX:
+        raise ValueError(
+            f"timeout_s {timeout_s}: allowed is up to {TIMEOUT_SECONDS_MAX:g}, less than the time for which "
+            "the outcome under an idempotency key is kept"
+        )
+    return timeout_s

@@ -1,0 +1,271 @@
+"""The client for code without an event loop: the same `Client` on a loop thread of its own.
+
+Calls may come from several threads. The methods take and return what those of `Client` do; iterators
+fetch as they are consumed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from raftkv.client.answers import (
+    Appended,
+    Deleted,
+    Incremented,
+    Item,
+    Json,
+    TransactionResult,
+    Value,
+    Written,
+)
+from raftkv.client.asynchronous import DEFAULT_ENDPOINTS, DEFAULT_TIMEOUT_SECONDS, Client
+
+T = TypeVar("T")
+
+
+class SyncClient:
+    """See `Client`. Close it, or use it in a `with`."""
+
+    def __init__(
+        self,
+        endpoints: str | Iterable[str] = DEFAULT_ENDPOINTS,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_SECONDS,
+        idempotent: bool = True,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self._client = Client(endpoints, timeout_s=timeout_s, idempotent=idempotent, headers=headers)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="raftkv-client", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._loop.is_closed():
+            return
+        self.run(self._client.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def run(self, call: Coroutine[Any, Any, T]) -> T:
+        """The call's result; an interrupt here cancels it there."""
+        future = asyncio.run_coroutine_threadsafe(call, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def _iterate(self, items: AsyncIterator[T]) -> Iterator[T]:
+        done = object()
+
+        async def following() -> T | object:
+            return await anext(items, done)
+
+        while (item := self.run(following())) is not done:
+            yield item  # type: ignore[misc]
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        return self._client.endpoints
+
+    def get(
+        self,
+        key: str,
+        *,
+        stale: bool = False,
+        min_revision: int | None = None,
+        max_staleness_ms: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Value:
+        return self.run(
+            self._client.get(
+                key,
+                stale=stale,
+                min_revision=min_revision,
+                max_staleness_ms=max_staleness_ms,
+                timeout_s=timeout_s,
+            )
+        )
+
+    def get_item(
+        self,
+        key: str,
+        *,
+        stale: bool = False,
+        min_revision: int | None = None,
+        max_staleness_ms: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Item:
+        return self.run(
+            self._client.get_item(
+                key,
+                stale=stale,
+                min_revision=min_revision,
+                max_staleness_ms=max_staleness_ms,
+                timeout_s=timeout_s,
+            )
+        )
+
+    def put(
+        self,
+        key: str,
+        value: bytes | str,
+        *,
+        content_type: str | None = None,
+        if_revision: int | None = None,
+        if_exists: bool | None = None,
+        previous: bool = False,
+        idempotency_key: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Written:
+        return self.run(
+            self._client.put(
+                key,
+                value,
+                content_type=content_type,
+                if_revision=if_revision,
+                if_exists=if_exists,
+                previous=previous,
+                idempotency_key=idempotency_key,
+                timeout_s=timeout_s,
+            )
+        )
+
+    def delete(
+        self,
+        key: str,
+        *,
+        if_revision: int | None = None,
+        if_exists: bool | None = None,
+        previous: bool = False,
+        idempotency_key: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Deleted:
+        return self.run(
+            self._client.delete(
+                key,
+                if_revision=if_revision,
+                if_exists=if_exists,
+                previous=previous,
+                idempotency_key=idempotency_key,
+                timeout_s=timeout_s,
+            )
+        )
+
+    def append(
+        self,
+        key: str,
+        value: bytes | str,
+        *,
+        if_revision: int | None = None,
+        if_exists: bool | None = None,
+        idempotency_key: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Appended:
+        return self.run(
+            self._client.append(
+                key,
+                value,
+                if_revision=if_revision,
+                if_exists=if_exists,
+                idempotency_key=idempotency_key,
+                timeout_s=timeout_s,
+            )
+        )
+
+    def incr(
+        self,
+        key: str,
+        by: int = 1,
+        *,
+        if_revision: int | None = None,
+        if_exists: bool | None = None,
+        idempotency_key: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Incremented:
+        return self.run(
+            self._client.incr(
+                key,
+                by,
+                if_revision=if_revision,
+                if_exists=if_exists,
+                idempotency_key=idempotency_key,
+                timeout_s=timeout_s,
+            )
+        )
+
+    def list(
+        self,
+        prefix: str = "",
+        *,
+        start: str | None = None,
+        end: str | None = None,
+        limit: int | None = None,
+        keys_only: bool = False,
+        stale: bool = False,
+        timeout_s: float | None = None,
+    ) -> Iterator[Item]:
+        return self._iterate(
+            self._client.list(
+                prefix,
+                start=start,
+                end=end,
+                limit=limit,
+                keys_only=keys_only,
+                stale=stale,
+                timeout_s=timeout_s,
+            )
+        )
+
+    def delete_prefix(
+        self,
+        prefix: str,
+        *,
+        all: bool = False,
+        limit: int | None = None,
+        idempotency_key: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Deleted:
+        return self.run(
+            self._client.delete_prefix(
+                prefix, all=all, limit=limit, idempotency_key=idempotency_key, timeout_s=timeout_s
+            )
+        )
+
+    def txn(
+        self,
+        compare: Sequence[Json] = (),
+        success: Sequence[Json] = (),
+        failure: Sequence[Json] = (),
+        *,
+        idempotency_key: str | None = None,
+        timeout_s: float | None = None,
+    ) -> TransactionResult:
+        return self.run(
+            self._client.txn(compare, success, failure, idempotency_key=idempotency_key, timeout_s=timeout_s)
+        )
+
+    def status(self, endpoint: str | None = None, *, timeout_s: float | None = None) -> Json:
+        return self.run(self._client.status(endpoint, timeout_s=timeout_s))
+
+    def cluster(self, *, timeout_s: float | None = None) -> Json:
+        return self.run(self._client.cluster(timeout_s=timeout_s))
+
+    def snapshots(self, endpoint: str | None = None, *, timeout_s: float | None = None) -> Sequence[Json]:
+        return self.run(self._client.snapshots(endpoint, timeout_s=timeout_s))
+
+    def create_snapshot(self, endpoint: str | None = None, *, timeout_s: float | None = None) -> Json:
+        return self.run(self._client.create_snapshot(endpoint, timeout_s=timeout_s))
