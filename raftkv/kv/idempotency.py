@@ -55,7 +55,7 @@ STEPS_PER_COMMAND: Final = 4
 RECORDS_MAX: Final = 2_000_000  # for the leader's admission: at 15,000 plain keys a second, 120 s hold
 BYTES_MAX: Final = 1 << 30
 _RECORD_OVERHEAD_BYTES: Final = 200  # objects' heads and dict slots of an outcome and its place in the queue
-_NEVER: Final = 1 << 63
+_NEVER: Final = 1 << 66  # above any log time
 
 _CLIENT_KEY = re.compile(rb"([A-Za-z0-9_-]{1,64})/([1-9][0-9]{0,18})")
 _QUEUE_KEY = struct.Struct(">Qc")

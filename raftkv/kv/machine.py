@@ -168,7 +168,7 @@ class Machine:
         if self.log_time_ms >= self._idempotency.due_ms:
             self._idempotency.expire(self.log_time_ms)
         keyed = command.idempotency
-        if keyed is None:
+        if keyed is None or not keyed.key:
             return Applied(index, self._run(command))
         known = self._idempotency.find(keyed.key, keyed.fingerprint, self.log_time_ms)
         if known is not None:
