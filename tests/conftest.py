@@ -17,6 +17,7 @@ settings.register_profile("default", deadline=None, derandomize=True)
 settings.register_profile(
     "soak",
     deadline=None,
+    derandomize=False,
     max_examples=5000,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
