@@ -71,14 +71,15 @@ class Timing:
 class Log(Protocol):
     """What the core asks of the journal; `raftkv.journal.wal.Wal` is one."""
 
-    position: int
-    durable_index: int
-
+    @property
+    def position(self) -> int: ...
+    @property
+    def durable_index(self) -> int: ...
     def __len__(self) -> int: ...
     def __getitem__(self, item: Any) -> Any: ...
     def add(self, command: bytes, idx: int, term: int) -> None: ...
-    def deleteEntriesFrom(self, entryFrom: int) -> None: ...  # noqa: N802 PySyncObj's name
-    def setRaftCommitIndex(self, raftCommitIndex: int) -> None: ...  # noqa: N802, N803
+    def deleteEntriesFrom(self, entryFrom: int) -> None: ...
+    def setRaftCommitIndex(self, raftCommitIndex: int) -> None: ...
 
 
 @dataclass(slots=True)
@@ -237,7 +238,7 @@ class Core(SyncObj):  # type: ignore[misc]
 
     # --- time -------------------------------------------------------------------------------------------
 
-    def _onTick(self, timeToWait: float = 0.0) -> None:  # noqa: N802, N803, ARG002 PySyncObj's names
+    def _onTick(self, timeToWait: float = 0.0) -> None:
         now = self.clock()
         if self.is_leader:
             self._step_down_without_quorum(now)
@@ -255,7 +256,7 @@ class Core(SyncObj):  # type: ignore[misc]
         if heard < majority(len(self.peers) + 1):
             self._become_follower(self.term, leader=None)
 
-    def _SyncObj__generateRaftTimeout(self) -> float:  # noqa: N802
+    def _SyncObj__generateRaftTimeout(self) -> float:
         return self.rng.uniform(self.timing.election_timeout_s_min, self.timing.election_timeout_s_max)
 
     def _restart_election_timer(self) -> None:
@@ -291,7 +292,7 @@ class Core(SyncObj):  # type: ignore[misc]
         if len(self._votes) >= majority(len(self.peers) + 1):
             self._SyncObj__onBecomeLeader()
 
-    def _SyncObj__onBecomeLeader(self) -> None:  # noqa: N802
+    def _SyncObj__onBecomeLeader(self) -> None:
         now = self.clock()
         self.progress = {peer: Progress(self.last_index + 1, last_response=now) for peer in self.peers}
         for progress in self.progress.values():
@@ -323,7 +324,7 @@ class Core(SyncObj):  # type: ignore[misc]
         if peer in self.peers:
             self._SyncObj__onMessageReceived(peer, message)
 
-    def _SyncObj__onMessageReceived(self, peer: str, message: Message) -> None:  # noqa: N802
+    def _SyncObj__onMessageReceived(self, peer: str, message: Message) -> None:
         match message:
             case AppendEntries():
                 self._on_append_entries(peer, message)
@@ -504,7 +505,7 @@ class Core(SyncObj):  # type: ignore[misc]
             if peer in self.connected:
                 self._send_entries(peer, self.progress[peer], at_least_one=True)
 
-    def _SyncObj__sendAppendEntries(self) -> None:  # noqa: N802
+    def _SyncObj__sendAppendEntries(self) -> None:
         self.broadcast()
 
     def _send_entries(self, peer: str, progress: Progress, at_least_one: bool = False) -> None:
@@ -542,7 +543,9 @@ class Core(SyncObj):  # type: ignore[misc]
         """Commits what a durable majority holds and our own term covers (Raft §5.4.2) [7, 8]."""
         if not self.is_leader:
             return
-        index = quorum_index([self.log.durable_index, *(p.match_index for p in self.progress.values())])
+        durable = self.log.durable_index
+        # The leader is always among the majority: two quick followers don't commit what its own disk lacks.
+        index = min(durable, quorum_index([durable, *(p.match_index for p in self.progress.values())]))
         if index > self.commit_index and self.term_at(index) == self.term:
             self._commit(index)
             self.wants_broadcast = True  # so that followers apply now, not at the next heartbeat [13]
@@ -566,9 +569,10 @@ class Core(SyncObj):  # type: ignore[misc]
 
     def start_from(self, index: int) -> None:
         """At start: the state machine was loaded from a snapshot at `index`, which the log starts at or
-        before; entry 1, the configuration, is applied by whoever formed the cluster."""
+        before; entry 1, the configuration, is applied by whoever formed the cluster. A persisted commit
+        index beyond the log is not believed [8]: a majority will tell anew."""
         self._SyncObj__raftLastApplied = max(index, 1)
-        self._commit(max(index, 1))
+        self._SyncObj__raftCommitIndex = max(index, 1, min(self.commit_index, self.last_index))
 
     def accept_offer(self, peer: str, message: SnapshotOffer) -> bool:
         return self.accept_leader(peer, message.term, message.sequence)
@@ -612,17 +616,17 @@ class Core(SyncObj):  # type: ignore[misc]
 
     # --- PySyncObj's own machinery that must not run -------------------------------------------------------
 
-    def _SyncObj__loadDumpFile(self, clearJournal: bool) -> None:  # noqa: N802, N803
+    def _SyncObj__loadDumpFile(self, clearJournal: bool) -> None:
         raise AssertionError("snapshots are loaded by the engine [3, 5]")
 
-    def _SyncObj__tryLogCompaction(self) -> None:  # noqa: N802
+    def _SyncObj__tryLogCompaction(self) -> None:
         raise AssertionError("compaction is the engine's [3]")
 
-    def _SyncObj__doApplyCommand(self, command: bytes) -> None:  # noqa: N802
+    def _SyncObj__doApplyCommand(self, command: bytes) -> None:
         raise AssertionError("entries are applied by apply_committed; stock would unpickle them [10, 11]")
 
-    def _SyncObj__parseChangeClusterRequest(self, command: bytes) -> None:  # noqa: N802
+    def _SyncObj__parseChangeClusterRequest(self, command: bytes) -> None:
         raise AssertionError("membership is the engine's; stock would unpickle it [9, 11]")
 
-    def _applyCommand(self, command: bytes, callback: Any, commandType: Any = None) -> None:  # noqa: N802, N803
+    def _applyCommand(self, command: bytes, callback: Any, commandType: Any = None) -> None:
         raise AssertionError("propose through the engine: stock queues without a leader [10, 14]")

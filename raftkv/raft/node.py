@@ -1,0 +1,549 @@
+"""A member in the asyncio loop: the engine with real time, threads and sockets. The thin shell.
+
+One thread, the loop's, runs the engine. What blocks runs on one worker thread a lane ("journal": group
+commits; "snapshot": making, receiving and retaining snapshots; "snapshot-read": serving one to a follower)
+and comes back through one door, `call_soon_threadsafe`.
+
+Life: open the disk -> listen for peers -> form the cluster, or find that it has -> run the engine. Until
+the engine runs, everything is refused with `NotReady` and says whom it waits for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raftkv.errors import CommitTimeout, Draining, Fatal, IdentityRefused, NotReady, Overloaded, RaftkvError
+from raftkv.journal.disk import OsDisk
+from raftkv.kv.command import Command, encode
+from raftkv.kv.machine import Machine
+from raftkv.model import Applied, Member
+from raftkv.raft import opening
+from raftkv.raft.compaction import CompactionLimits
+from raftkv.raft.core import Timing
+from raftkv.raft.engine import Engine
+from raftkv.raft.forming import Action, Formed, Forming, Persist, Tell
+from raftkv.raft.handshake import Hello, Refusal, Standing
+from raftkv.raft.identity import draw_id, load_or_create, reconcile, settle
+from raftkv.raft.messages import Message
+from raftkv.raft.quorum import majority
+from raftkv.raft.status import JournalStatus, Leadership, NodeStatus, PeerStatus, SnapshotStatus
+from raftkv.raft.transport import Callbacks, Limits, Transport
+from raftkv.snapshot.codec import Manifest
+from raftkv.snapshot.store import Store
+
+log = logging.getLogger("raftkv.node")
+
+TICK_S = 0.02
+LANES = ("journal", "snapshot", "snapshot-read")
+# Refusals that no waiting mends: this disk is not the one that the cluster knows by this name.
+IDENTITY_REFUSALS = frozenset({"empty_disk", "other_instance", "other_cluster", "unknown_name"})
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """Plain values; see raftkv/config.py for where they come from."""
+
+    name: str
+    data_dir: Path
+    members: tuple[Member, ...]
+    secret: bytes
+    listen: tuple[str, int]
+    timing: Timing = Timing()  # noqa: RUF009 (frozen)
+    compaction: CompactionLimits = CompactionLimits()  # noqa: RUF009 (frozen)
+    transport: Limits = Limits()  # noqa: RUF009 (frozen)
+
+
+class RaftNode:
+    """Implements `raftkv.service.Consensus`. `on_fatal` is called on the loop when the node must stop."""
+
+    def __init__(
+        self,
+        settings: NodeSettings,
+        *,
+        open_store: Callable[[Path], Store],
+        on_fatal: Callable[[Fatal], None],
+    ) -> None:
+        self._settings = settings
+        self._open_store = open_store
+        self._on_fatal = on_fatal
+        self._loop: asyncio.AbstractEventLoop
+        self._exit = AsyncExitStack()
+        self._lanes = {lane: ThreadPoolExecutor(1, thread_name_prefix=f"raftkv-{lane}") for lane in LANES}
+        self._engine: Engine | None = None
+        self._opened: opening.Opened
+        self._forming: Forming
+        self._transport: Transport
+        self._tick_handle: asyncio.TimerHandle | None = None
+        self._changed = asyncio.Event()  # entries were applied, or role, term or leader changed
+        self._draining = False
+        self._stopping = False
+        self._was_ready = False
+        self._last_message: dict[str, float] = {}
+        self._refusals: dict[str, Refusal] = {}
+        self._waiting_said: tuple[str, ...] = ()
+        self._revision_waiters: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._waiter_number = itertools.count()
+        self._leadership = Leadership("follower", 0, None, None)
+        self._no_machine = Machine()
+
+    # --- life ------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Opens the disk and listens; returns before the cluster has formed or a leader is known.
+
+        Raises ConfigError, JournalDamaged, SnapshotDamaged and other Fatal errors, with what to do.
+        """
+        self._loop = asyncio.get_running_loop()
+        settings = self._settings
+        self._stored, self._opened, self._store = await self._loop.run_in_executor(
+            self._lanes["journal"], self._open_disk
+        )
+        self._forming = Forming(
+            self._stored.identity, settings.members, founding=self._opened.membership, draw=draw_id
+        )
+        self._transport = await self._exit.enter_async_context(
+            Transport(
+                listen=settings.listen,
+                secret=settings.secret,
+                standing=self._standing,
+                callbacks=Callbacks(
+                    on_message=self._on_message,
+                    on_control=lambda sender, control: self._act(self._forming.receive(sender, control)),
+                    on_connected=self._on_connected,
+                    on_disconnected=self._on_disconnected,
+                    on_refused=self._on_refused,
+                ),
+                limits=settings.transport,
+            )
+        )
+        membership = self._opened.membership
+        self._transport.set_members(settings.members if membership is None else membership.members)
+        self._act(self._forming.start())
+        self._tick()
+
+    def _open_disk(self) -> tuple[Any, opening.Opened, Store]:
+        directory = self._settings.data_dir
+        stored = load_or_create(directory, self._settings.name)
+        store = self._open_store(directory)
+        opened = opening.open_state(OsDisk(directory / "journal"), store)
+        if opened.wal.recovery.torn is not None:
+            log.warning("journal_tail_cut node=%s torn=%s", self._settings.name, opened.wal.recovery.torn)
+        return reconcile(directory, stored, opened.membership), opened, store
+
+    async def stop(self) -> None:
+        """Stops at once: nothing is handed over, what is on its way stays unanswered. Idempotent."""
+        if self._stopping:
+            return
+        self._stopping = True
+        if self._tick_handle is not None:
+            self._tick_handle.cancel()
+        if self._engine is not None:
+            self._engine.stopped = True
+        await self._exit.aclose()
+        for executor in self._lanes.values():
+            await asyncio.to_thread(executor.shutdown)
+        if hasattr(self, "_opened"):
+            self._opened.wal.close()
+
+    async def leave(self, *, timeout_s: float) -> None:
+        """Answers what it has taken, then hands leadership over; returns when both are done or time is up."""
+        self.drain()
+        engine = self._engine
+        if engine is None:
+            return
+        until = self._loop.time() + timeout_s
+        await self._until(lambda: not engine.proposals.outstanding, until)
+        if engine.core.is_leader and engine.transfer_leadership():
+            await self._until(lambda: not engine.core.is_leader, until)
+
+    async def _until(self, condition: Callable[[], bool], until: float) -> None:
+        """Returns when the condition holds, which only an applied entry or a change of role can bring, or
+        at `until` on the loop's clock."""
+        try:
+            async with asyncio.timeout_at(until):
+                while not condition():
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            pass
+
+    async def wait_ready(self) -> None:
+        """Until the cluster has formed and a linearizable read succeeds here."""
+        while True:
+            try:
+                await self.read_barrier(timeout_s=self._settings.timing.election_timeout_s_max)
+            except (RaftkvError, TimeoutError):
+                await asyncio.sleep(TICK_S)
+            else:
+                self._was_ready = True
+                return
+
+    def drain(self) -> None:
+        self._draining = True
+        if self._engine is not None:
+            self._engine.draining = True
+
+    # --- Ports: what the engine needs of the world -----------------------------------------------------
+
+    def send(self, peer: str, message: Message) -> None:
+        self._transport.send(peer, message)
+
+    def run(self, lane: str, job: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        def work() -> None:
+            try:
+                result = job()
+            except BaseException as error:  # noqa: BLE001 the door: whatever it is comes back to the loop
+                result = error
+            self._loop.call_soon_threadsafe(done, result)
+
+        if not self._stopping:
+            self._lanes[lane].submit(work)
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        self._loop.call_soon(callback)
+
+    def fatal(self, error: Fatal) -> None:
+        self._on_fatal(error)
+
+    # --- forming ---------------------------------------------------------------------------------------
+
+    def _standing(self) -> Standing:
+        membership = self._forming.membership
+        if self._engine is not None:
+            membership = self._engine.membership
+        return Standing(self._forming.identity, membership, self._settings.members)
+
+    def _act(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            match action:
+                case Tell():
+                    self._transport.send_control(action.peer, action.control)
+                case Persist():
+                    membership = action.membership
+                    self.run("journal", lambda: self._persist(membership), self._persisted)  # noqa: B023
+                case Formed():
+                    self._start_engine(action)
+
+    def _persist(self, membership: Any) -> None:
+        opening.found(self._opened.wal, membership)
+        self._stored = settle(self._settings.data_dir, self._stored, membership)
+
+    def _persisted(self, result: Any) -> None:
+        if isinstance(result, BaseException):
+            fatal = result if isinstance(result, Fatal) else Fatal(f"can't found the cluster: {result}")
+            self._on_fatal(fatal)
+            return
+        self._act(self._forming.persisted())
+
+    def _start_engine(self, formed: Formed) -> None:
+        if self._engine is not None:
+            return
+        opened = self._opened
+        self._transport.set_members(formed.membership.members)
+        self._engine = engine = Engine(
+            name=self._settings.name,
+            membership=formed.membership,
+            wal=opened.wal,
+            machine=opened.machine,
+            snapshot=opened.snapshot,
+            store=self._store,
+            ports=self,
+            clock=time.monotonic,
+            rng=random.Random(),
+            timing=self._settings.timing,
+            compaction=self._settings.compaction,
+        )
+        engine.draining = self._draining
+        engine.on_role = self._note_leadership
+        engine.on_applied = self._on_applied
+        self._note_leadership()
+        log.info(
+            "node_formed node=%s cluster=%s members=%s last_index=%d",
+            self._settings.name,
+            formed.membership.cluster,
+            ",".join(member.name for member in formed.membership.members),
+            engine.core.last_index,
+        )
+        for peer in engine.core.peers:
+            if self._transport.connected(peer):
+                engine.peer_connected(peer)
+
+    # --- what the transport and the clock tell ---------------------------------------------------------
+
+    def _tick(self) -> None:
+        self._tick_handle = self._loop.call_later(TICK_S, self._tick)
+        if self._engine is not None:
+            self._engine.tick()
+        else:
+            self._say_waiting()
+
+    def _say_waiting(self) -> None:
+        waiting = self._forming.waiting_for(self._transport.problem)
+        if waiting != self._waiting_said:
+            self._waiting_said = waiting
+            log.info("node_waits node=%s for=%s", self._settings.name, "; ".join(waiting))
+
+    def _on_message(self, peer: str, message: Message) -> None:
+        self._last_message[peer] = self._loop.time()
+        if self._engine is not None:
+            self._engine.receive(peer, message)
+
+    def _on_connected(self, peer: Hello) -> None:
+        self._refusals.pop(peer.name, None)
+        self._act(self._forming.peer_connected(peer))
+        if self._engine is not None:
+            self._engine.peer_connected(peer.name)
+
+    def _on_disconnected(self, peer: str) -> None:
+        self._forming.peer_disconnected(peer)
+        if self._engine is not None:
+            self._engine.peer_disconnected(peer)
+
+    def _on_refused(self, peer: str, refusal: Refusal) -> None:
+        """A node with nothing to lose stops at the first such word; a member only when a majority says so,
+        since one misled peer must not take it down."""
+        log.error(
+            "refused_by_peer node=%s peer=%s code=%s reason=%s",
+            self._settings.name,
+            peer,
+            refusal.code,
+            refusal.reason,
+        )
+        self._refusals[peer] = refusal
+        refusing = sum(refusal.code in IDENTITY_REFUSALS for refusal in self._refusals.values())
+        needed = 1 if self._forming.membership is None else majority(len(self._settings.members))
+        if refusing >= needed and refusal.code in IDENTITY_REFUSALS:
+            self._on_fatal(IdentityRefused(f"{peer} refuses this node: {refusal.reason}"))
+
+    # --- Consensus: what the service asks --------------------------------------------------------------
+
+    @property
+    def machine(self) -> Machine:
+        return self._no_machine if self._engine is None else self._engine.machine
+
+    @property
+    def leadership(self) -> Leadership:
+        return self._leadership
+
+    async def propose(self, command: Command, *, timeout_s: float) -> Applied:
+        """Raises NotLeader, NoLeader, NotReady, Draining, Overloaded (not applied); CommitTimeout,
+        LeaderChanged (unknown)."""
+        engine = self._running()
+        future: asyncio.Future[Applied] = self._loop.create_future()
+
+        def done(outcome: Applied | RaftkvError) -> None:
+            if future.done():
+                return
+            if isinstance(outcome, RaftkvError):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+        ticket = engine.propose(encode(command), done)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await future
+        except TimeoutError:
+            if engine.withdraw(ticket):
+                raise Overloaded(
+                    f"the write was still queued after {timeout_s:g} s and was withdrawn"
+                ) from None
+            raise CommitTimeout(
+                f"the write was not committed within {timeout_s:g} s; it may yet be: ask again under its "
+                "idempotency key, or read the key"
+            ) from None
+        except asyncio.CancelledError:
+            engine.withdraw(ticket)
+            raise
+
+    async def read_barrier(self, *, timeout_s: float) -> None:
+        engine = self._running()
+        future: asyncio.Future[None] = self._loop.create_future()
+
+        def done(error: RaftkvError | None) -> None:
+            if future.done():
+                return
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(None)
+
+        engine.read_index(done)
+        async with asyncio.timeout(timeout_s):
+            await future
+
+    async def wait_revision(self, revision: int, *, timeout_s: float) -> None:
+        self._running()
+        if self.machine.revision >= revision:
+            return
+        future: asyncio.Future[None] = self._loop.create_future()
+        heapq.heappush(self._revision_waiters, (revision, next(self._waiter_number), future))
+        async with asyncio.timeout(timeout_s):
+            await future
+
+    def staleness_ms(self) -> float:
+        """Since this node last heard from a leader; 0 on a leader, which a majority answers or it steps
+        down; infinite before the first word of one."""
+        engine = self._engine
+        if engine is None:
+            return float("inf")
+        if engine.core.is_leader:
+            return 0.0
+        return (time.monotonic() - engine.core.last_leader_contact) * 1000
+
+    async def create_snapshot(self) -> Manifest:
+        engine = self._running()
+        future: asyncio.Future[Manifest] = self._loop.create_future()
+
+        def done(result: Manifest | BaseException) -> None:
+            if future.done():
+                return
+            if isinstance(result, BaseException):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+        engine.compaction.request(done)
+        return await future
+
+    def snapshots(self) -> Sequence[Manifest]:
+        return () if self._engine is None else self._engine.compaction.kept
+
+    async def transfer_leadership(self, to: str | None) -> None:
+        engine = self._running()
+        if not engine.transfer_leadership(to):
+            raise NotReady("this node does not lead, or has no connected peer to hand leadership to")
+
+    def status(self) -> NodeStatus:
+        ready, reason = self._readiness()
+        self._was_ready = self._was_ready or ready
+        lead = self._leadership
+        engine = self._engine
+        return NodeStatus(
+            name=self._settings.name,
+            cluster_id=self._forming.identity.cluster,
+            role=lead.role,
+            term=lead.term,
+            leader=lead.leader,
+            leader_url=lead.leader_url,
+            commit_index=0 if engine is None else engine.core.commit_index,
+            applied_index=0 if engine is None else engine.core.last_applied,
+            journal=self._journal_status(),
+            snapshot=self._snapshot_status(),
+            peers=self._peer_statuses(),
+            ready=ready,
+            ready_reason=reason,
+            started=self._was_ready,
+            draining=self._draining,
+        )
+
+    # --- inside ----------------------------------------------------------------------------------------
+
+    def _running(self) -> Engine:
+        if self._draining and self._stopping:
+            raise Draining(f"{self._settings.name} is stopping")
+        if self._engine is None:
+            raise NotReady(self._not_formed())
+        return self._engine
+
+    def _not_formed(self) -> str:
+        waiting = "; ".join(self._forming.waiting_for(self._transport.problem))
+        return f"the cluster has not formed yet: {self._settings.name} waits for {waiting}"
+
+    def _readiness(self) -> tuple[bool, str]:
+        if self._draining:
+            return False, f"{self._settings.name} is stopping"
+        engine = self._engine
+        if engine is None:
+            return False, self._not_formed()
+        if engine.core.leader is None:
+            return False, "no leader is known here" + "".join(
+                f"; {peer}: {refusal.reason}" for peer, refusal in self._refusals.items()
+            )
+        if engine.catchup.running:
+            return False, "the node is catching up through a snapshot"
+        return True, ""
+
+    def _note_leadership(self) -> None:
+        self._changed.set()
+        engine = self._engine
+        if engine is None:
+            return
+        core = engine.core
+        url = None
+        for member in engine.membership.members:
+            if member.name == core.leader:
+                url = member.client_url
+        self._leadership = Leadership(core.role, core.term, core.leader, url)
+
+    def _on_applied(self) -> None:
+        self._changed.set()
+        waiters = self._revision_waiters
+        while waiters and (waiters[0][0] <= self.machine.revision or waiters[0][2].done()):
+            future = heapq.heappop(waiters)[2]
+            if not future.done():
+                future.set_result(None)
+
+    def _journal_status(self) -> JournalStatus:
+        wal = self._opened.wal
+        first, last, term = (wal[0][1], wal[-1][1], wal[-1][2]) if len(wal) else (0, 0, 0)
+        return JournalStatus(
+            first_index=first,
+            last_index=last,
+            last_term=term,
+            durable_index=wal.durable_index,
+            bytes=wal.disk_bytes,
+            segments=wal.segments,
+            sync_ms_last=wal.sync_seconds_last * 1000,
+        )
+
+    def _snapshot_status(self) -> SnapshotStatus:
+        engine = self._engine
+        manifest = None if engine is None else engine.compaction.manifest
+        writing = engine is not None and engine.compaction.running
+        installing = engine is not None and engine.catchup.running
+        return SnapshotStatus(
+            id=None if manifest is None else manifest.id,
+            index=0 if manifest is None else manifest.index,
+            term=0 if manifest is None else manifest.term,
+            bytes=0 if manifest is None else manifest.bytes,
+            state="installing" if installing else "writing" if writing else "idle",
+            store=str(self._settings.data_dir / "snapshots"),
+        )
+
+    def _peer_statuses(self) -> tuple[PeerStatus, ...]:
+        membership = self._forming.membership
+        members = self._settings.members if membership is None else membership.members
+        return tuple(self._peer_status(member) for member in members)
+
+    def _peer_status(self, member: Member) -> PeerStatus:
+        engine = self._engine
+        core = None if engine is None else engine.core
+        itself = member.name == self._settings.name
+        match: int | None = None
+        if core is not None and core.is_leader:
+            match = core.last_index if itself else core.progress[member.name].match_index
+        heard = self._loop.time() if itself else self._last_message.get(member.name)
+        contact = None if heard is None else int((self._loop.time() - heard) * 1000)
+        leads = self._leadership.leader == member.name
+        return PeerStatus(
+            name=member.name,
+            peer=member.peer,
+            client_url=member.client_url,
+            role=self._leadership.role if itself else "leader" if leads else "follower",
+            match_index=match,
+            lag=None if match is None or core is None else core.last_index - match,
+            reachable=itself or self._transport.connected(member.name),
+            last_contact_ms=contact,
+        )

@@ -1,0 +1,148 @@
+"""Writes on their way: from a command handed in, through a batch in the log, to its result. Sans-IO.
+
+All commands that arrived while the last batch was being synced form the next one, so one fsync and one
+message to each follower serve them all. A command that is still waiting for its batch can be withdrawn; one
+that is in the log can't, and its fate is followed: `Applied` when its entry is applied here, refused as
+not applied when another leader's entry was *committed* in its place (truncation alone proves nothing, since
+another member may still hold the entry and be elected).
+
+Log time: the leader stamps each batch with milliseconds that only its monotonic clock advances, starting
+from the newest stamp in its log, so it never goes back across leaders.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from raftkv.errors import LeaderChanged, NoLeader, Overloaded, RaftkvError
+from raftkv.kv.command import encode_entry
+from raftkv.model import Applied
+from raftkv.raft.core import Core
+
+REGULAR = b"\x00"  # pysyncobj.syncobj._COMMAND_TYPE
+
+# One batch: small enough that applying it holds the loop for about 10 ms at most, large enough that the
+# cost of an entry (some 50 µs on each node) vanishes. A single larger command still goes, alone.
+BATCH_COMMANDS_MAX = 2_000
+BATCH_BYTES_MAX = 1 << 20
+
+Done = Callable[[Applied | RaftkvError], None]
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """One command on its way. `command` is emptied once it stands in the log."""
+
+    command: bytes
+    done: Done
+    state: str = "waiting"  # then "proposed" or "withdrawn"
+
+
+class Proposals:
+    """The leader's queue, and the batches of ours whose entries have not been applied yet."""
+
+    def __init__(self, core: Core, clock: Callable[[], float], *, commands_max: int, bytes_max: int) -> None:
+        self._core = core
+        self._clock = clock
+        self._commands_max = commands_max
+        self._bytes_max = bytes_max
+        self._waiting: deque[Ticket] = deque()
+        self._waiting_bytes = 0
+        self._proposed: dict[int, tuple[int, list[Ticket]]] = {}  # index -> (term, tickets)
+        self._log_time_ms = 0
+        self._log_time_base = (0.0, 0)  # (clock, log time) when this node began to lead
+
+    @property
+    def outstanding(self) -> int:
+        """Commands neither answered nor withdrawn."""
+        return len(self._waiting) + sum(len(tickets) for _, tickets in self._proposed.values())
+
+    def add(self, command: bytes, done: Done) -> Ticket:
+        """Queues a command for the next batch; only on a leader. Raises Overloaded at the bound."""
+        if len(self._waiting) >= self._commands_max or self._waiting_bytes >= self._bytes_max:
+            raise Overloaded(
+                f"{len(self._waiting)} writes of {self._waiting_bytes} bytes wait already "
+                f"(at most {self._commands_max} and {self._bytes_max} bytes); try again shortly"
+            )
+        ticket = Ticket(command, done)
+        self._waiting.append(ticket)
+        self._waiting_bytes += len(command)
+        return ticket
+
+    def withdraw(self, ticket: Ticket) -> bool:
+        """True: it will never be proposed, so it is certain not to happen. False: it may."""
+        if ticket.state == "waiting":
+            ticket.state = "withdrawn"
+        return ticket.state == "withdrawn"
+
+    def lead(self, log_time_ms: int) -> None:
+        """This node's no-op is applied: it leads, and `log_time_ms` is the newest stamp in its log."""
+        self._log_time_base = (self._clock(), log_time_ms)
+        self._log_time_ms = log_time_ms
+
+    def flush(self) -> bool:
+        """Appends one batch of what waits to the leader's log; True if there was any."""
+        tickets, commands = self._take_batch()
+        if not tickets:
+            return False
+        payload = REGULAR + encode_entry(self._now_ms(), commands)
+        index = self._core.append(payload)
+        self._proposed[index] = (self._core.term, tickets)
+        return True
+
+    def _take_batch(self) -> tuple[list[Ticket], list[bytes]]:
+        tickets: list[Ticket] = []
+        commands: list[bytes] = []
+        size = 0
+        while self._waiting and len(tickets) < BATCH_COMMANDS_MAX:
+            ticket = self._waiting[0]
+            if tickets and size + len(ticket.command) > BATCH_BYTES_MAX:
+                break
+            self._waiting.popleft()
+            self._waiting_bytes -= len(ticket.command)
+            if ticket.state == "withdrawn":
+                continue
+            size += len(ticket.command)
+            tickets.append(ticket)
+            commands.append(ticket.command)
+            ticket.command = b""
+            ticket.state = "proposed"
+        return tickets, commands
+
+    def _now_ms(self) -> int:
+        began, base = self._log_time_base
+        self._log_time_ms = max(self._log_time_ms, base + int((self._clock() - began) * 1000))
+        return self._log_time_ms
+
+    def applied(self, index: int, term: int, results: Sequence[Applied]) -> None:
+        """The entry (index, term) was applied here: whoever waits for this index learns how it went."""
+        proposed = self._proposed.pop(index, None)
+        if proposed is None:
+            return
+        proposed_term, tickets = proposed
+        if proposed_term == term:
+            for ticket, result in zip(tickets, results, strict=True):
+                ticket.done(result)
+        else:
+            refusal = NoLeader(f"another leader's entry was committed at index {index} instead")
+            for ticket in tickets:
+                ticket.done(refusal)
+
+    def skipped_to(self, index: int) -> None:
+        """A snapshot took the state past entries up to `index`: their commands' fate can't be told."""
+        for at in [at for at in self._proposed if at <= index]:
+            _, tickets = self._proposed.pop(at)
+            unknown = LeaderChanged("the node caught up through a snapshot while the write was on its way")
+            for ticket in tickets:
+                ticket.done(unknown)
+
+    def refuse_waiting(self, error: RaftkvError) -> None:
+        """What waits was never in the log: refused, and certain not to happen."""
+        waiting, self._waiting = self._waiting, deque()
+        self._waiting_bytes = 0
+        for ticket in waiting:
+            if ticket.state == "waiting":
+                ticket.state = "withdrawn"
+                ticket.done(error)
