@@ -61,19 +61,19 @@ class MemoryLog(MemoryJournal):  # type: ignore[misc]
         super().add(command, idx, term)
         self._staged()
 
-    def deleteEntriesFrom(self, entryFrom: int) -> None:  # noqa: N802, N803
+    def deleteEntriesFrom(self, entryFrom: int) -> None:
         super().deleteEntriesFrom(entryFrom)
         self._durable_index = min(self._durable_index, self[-1][1])
         self._staged()
 
-    def setCurrentTerm(self, term: int, votedForNodeId: str | None) -> None:  # noqa: N802, N803
+    def setCurrentTerm(self, term: int, votedForNodeId: str | None) -> None:
         super().setCurrentTerm(term, votedForNodeId)
         self._staged()
 
-    def setRaftCommitIndex(self, raftCommitIndex: int) -> None:  # noqa: N802, N803
+    def setRaftCommitIndex(self, raftCommitIndex: int) -> None:
         self.commit_hint = raftCommitIndex
 
-    def getRaftCommitIndex(self) -> int:  # noqa: N802
+    def getRaftCommitIndex(self) -> int:
         return self.commit_hint
 
 
@@ -158,10 +158,10 @@ class RecordingTransport(Transport):  # type: ignore[misc]
     def send(self, node: Node, message: dict[str, Any]) -> None:
         self.sent.append((node.id, message))
 
-    def addNode(self, node: Node) -> None:  # noqa: N802
+    def addNode(self, node: Node) -> None:
         pass
 
-    def dropNode(self, node: Node) -> None:  # noqa: N802
+    def dropNode(self, node: Node) -> None:
         pass
 
     def destroy(self) -> None:
