@@ -12,6 +12,7 @@ Judgements: linearizability of each key, each append exactly once, one order of 
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter as Tally
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -117,6 +118,11 @@ class Recorder:
         )
         self._done.append(record)
         return record
+
+    def resumed_after_s(self, moment: float) -> float | None:
+        """As the function below, over what has ended so far, newest first: cheap enough to poll."""
+        recent = itertools.takewhile(lambda record: _completed(record) > moment, reversed(self._done))
+        return resumed_after_s(recent, moment)
 
     def records(self) -> list[Record]:
         return [*self._done, *self._open.values()]

@@ -34,6 +34,7 @@ from raftkv.client.answers import (
     Written,
 )
 from raftkv.client.asynchronous import DEFAULT_ENDPOINTS, Client, parse_endpoints
+from raftkv.client.bulk import LineResult
 from raftkv.client.synchronous import SyncClient
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "Deleted",
     "Incremented",
     "Item",
+    "LineResult",
     "NotARaftkv",
     "NotFound",
     "OutcomeUnknown",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from random import Random
 from types import TracebackType
@@ -35,6 +35,7 @@ from raftkv.client.answers import (
     not_a_raftkv,
     revision_of,
 )
+from raftkv.client.bulk import Batch, LineResult, Operation, export_lines
 from raftkv.client.retry import Accept, Again, Course, Fail, Follow, Numbers, Step, origin_of
 
 DEFAULT_ENDPOINTS: Final = ("http://127.0.0.1:8400", "http://127.0.0.1:8410", "http://127.0.0.1:8420")
@@ -43,6 +44,7 @@ TIMEOUT_SECONDS_MAX: Final = 100.0  # under the 2 minutes for which the outcome 
 CONNECT_SECONDS: Final = 1.0
 ATTEMPT_SECONDS_FIRST: Final = 2.5  # a paused node takes connections and never answers; doubled each time
 ATTEMPT_SECONDS_MAX: Final = 20.0
+STREAM_OPEN_SECONDS: Final = 10.0  # to the head of a stream's answer, which comes with its first line
 CONNECTIONS_MAX: Final = 512
 PAGE_ITEMS: Final = 1000
 
@@ -307,6 +309,52 @@ class Client:
             answer.replayed,
         )
 
+    async def batch(
+        self,
+        operations: AsyncIterable[Operation] | Iterable[Operation],
+        on_result: Callable[[LineResult], None],
+    ) -> None:
+        """Any number of writes, pipelined, each done exactly once in the shapes of `POST /v1/batch`:
+        `{"op": "put", "key": …, "value": …}`. Not atomic. `on_result` is called once for each, and what it
+        raises ends the batch. A line without an answer for 100 s is given up with its error."""
+        await Batch(self, on_result, self._random).run(operations)
+
+    async def export_lines(self, prefix: str = "") -> AsyncIterator[bytes]:
+        """The NDJSON lines of `GET /v1/export`, `_end` line included, all of one revision. Raises StreamCut
+        where the stream ended early or is not what its checksum says."""
+        course = Course(write=False, keyed=False, random=self._random)
+        deadline = self._deadline(None)
+        origin = self.route(to_leader=False)
+        while True:
+            if asyncio.get_running_loop().time() > deadline:
+                raise course.out_of_time()
+            response, step = await self.open_stream(
+                course, "GET", "/v1/export", {"prefix": prefix}, None, origin=origin
+            )
+            match step:
+                case Fail(error):
+                    raise error
+                case Follow(target):
+                    origin = target
+                case Again(delay_s):
+                    self.forget(origin)
+                    origin = self.route(to_leader=False)
+                    await asyncio.sleep(delay_s)
+                case Accept():
+                    break
+        assert response is not None
+        async with response:
+            async for line in export_lines(response):
+                yield line
+
+    async def export(self, prefix: str = "") -> AsyncIterator[Item]:
+        """Every item with the prefix, in key order, as they all were at one revision. Raises StreamCut, after
+        the items, where they were not all of them."""
+        async for line in self.export_lines(prefix):
+            document = msgspec.json.decode(line)
+            if "_end" not in document:
+                yield item_of(document)
+
     # --- the cluster --------------------------------------------------------------------------------
 
     async def status(self, endpoint: str | None = None, *, timeout_s: float | None = None) -> Json:
@@ -440,7 +488,7 @@ class Client:
         loop = asyncio.get_running_loop()
         keyed = "Idempotency-Key" in headers
         patience_s = ATTEMPT_SECONDS_FIRST if keyed or method == "GET" else TIMEOUT_SECONDS_MAX
-        origin = only or (self._leader if to_leader else None) or self._node()
+        origin = only or self.route(to_leader=to_leader)
         while True:
             left_s = deadline - loop.time()
             if left_s <= 0:
@@ -462,7 +510,7 @@ class Client:
                     self._leader = origin = target
                 case Again(delay_s):
                     patience_s = min(2 * patience_s, ATTEMPT_SECONDS_MAX) if answer is None else patience_s
-                    self._forget(origin)
+                    self.forget(origin)
                     origin = only or self._node()
                     await asyncio.sleep(min(delay_s, max(0.0, deadline - loop.time())))
 
@@ -489,7 +537,45 @@ class Client:
             return None, course.lost(f"{method} {url.origin()}: {said}")
         return answer, course.answered(answer)
 
+    async def open_stream(
+        self,
+        course: Course,
+        method: str,
+        path: str,
+        query: Query,
+        body: AsyncIterator[bytes] | None,
+        *,
+        origin: str,
+    ) -> tuple[aiohttp.ClientResponse | None, Step]:
+        """One attempt at a request whose body, or whose answer, has no bound. With Accept comes the response,
+        open; the caller closes it."""
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
+        url = url_of(origin, path, query)
+        headers = {"Content-Type": "application/x-ndjson"} if body is not None else {}
+        try:
+            async with asyncio.timeout(STREAM_OPEN_SECONDS):
+                response = await self.session(fresh=True).request(
+                    method, url, data=body, headers=headers, allow_redirects=False, timeout=timeout
+                )
+                if response.status < 300:
+                    return response, Accept()
+                async with response:
+                    answer = answer_of(response, await response.read())
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            return None, course.not_sent(f"{url.origin()}: {error or type(error).__name__}")
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            return None, course.lost(f"{method} {url.origin()}: {error or 'no answer'}")
+        self._learn(answer)
+        return None, course.answered(answer)
+
     # --- where to ask -------------------------------------------------------------------------------
+
+    def route(self, *, to_leader: bool) -> str:
+        """The node to ask now."""
+        return (self._leader if to_leader else None) or self._node()
+
+    def led_by(self, origin: str) -> None:
+        self._leader = origin
 
     def _node(self) -> str:
         return self.endpoints[self._at % len(self.endpoints)]
@@ -499,7 +585,7 @@ class Client:
         if leader is not None:
             self._leader = leader
 
-    def _forget(self, origin: str) -> None:
+    def forget(self, origin: str) -> None:
         """This node could not help: the next attempt goes to another, and no longer to it as the leader."""
         if self._leader == origin:
             self._leader = None

@@ -21,6 +21,7 @@ from raftkv.client.answers import (
     error_of,
     problem_of,
 )
+from raftkv.errors import Outcome
 
 IN_FLIGHT_MAX = 256  # the contract's bound on keyed writes of one client
 SPAN_MAX = 1000  # the cluster keeps a client's last 1,024 outcomes: no write may lag further behind than this
@@ -96,6 +97,11 @@ class Course:
         outcome = Problem(0, "connection_lost", detail, "unknown" if self._write else "not_applied", True)
         return self._retry(outcome, 0)
 
+    @property
+    def last_outcome(self) -> Outcome | None:
+        """Of the last attempt that is to be repeated."""
+        return self._last.outcome if self._last is not None else None
+
     def out_of_time(self) -> ClientError:
         """The error where the deadline ends the request between attempts."""
         if self._doubt is not None:
@@ -150,6 +156,7 @@ class Numbers:
     """
 
     def __init__(self) -> None:
+        self.settled = 0  # how many are done
         self._next = 1
         self._under_way: dict[int, None] = {}  # in order of number
 
@@ -168,3 +175,4 @@ class Numbers:
 
     def done(self, number: int) -> None:
         del self._under_way[number]
+        self.settled += 1

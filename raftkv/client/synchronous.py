@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -23,6 +23,7 @@ from raftkv.client.answers import (
     Written,
 )
 from raftkv.client.asynchronous import DEFAULT_ENDPOINTS, DEFAULT_TIMEOUT_SECONDS, Client
+from raftkv.client.bulk import LineResult, Operation
 
 T = TypeVar("T")
 
@@ -257,6 +258,16 @@ class SyncClient:
         return self.run(
             self._client.txn(compare, success, failure, idempotency_key=idempotency_key, timeout_s=timeout_s)
         )
+
+    def batch(self, operations: Iterable[Operation], on_result: Callable[[LineResult], None]) -> None:
+        """`on_result` is called on the client's own thread."""
+        self.run(self._client.batch(operations, on_result))
+
+    def export_lines(self, prefix: str = "") -> Iterator[bytes]:
+        return self._iterate(self._client.export_lines(prefix))
+
+    def export(self, prefix: str = "") -> Iterator[Item]:
+        return self._iterate(self._client.export(prefix))
 
     def status(self, endpoint: str | None = None, *, timeout_s: float | None = None) -> Json:
         return self.run(self._client.status(endpoint, timeout_s=timeout_s))

@@ -625,6 +625,9 @@ class Core(SyncObj):  # type: ignore[misc]
     def _SyncObj__doApplyCommand(self, command: bytes) -> None:
         raise AssertionError("entries are applied by apply_committed; stock would unpickle them [10, 11]")
 
+    def _SyncObj__changeCluster(self, request: Any) -> bool:
+        raise AssertionError("membership does not change behind the engine [9]")
+
     def _SyncObj__parseChangeClusterRequest(self, command: bytes) -> None:
         raise AssertionError("membership is the engine's; stock would unpickle it [9, 11]")
 

@@ -84,14 +84,13 @@ class DirectoryStore:
 
     def _remove_unfinished(self) -> None:
         names = set(self._disk.names())
-        removed = 0
         for name in sorted(names):
             snapshot = codec.snapshot_of_file(name)
             if snapshot is not None and (name.endswith(".tmp") or manifest_name(snapshot) not in names):
                 self._disk.unlink(name)
-                removed += 1
-        if removed:
-            self._disk.sync_directory()
+        # Also where nothing went: a manifest whose process was killed before its last sync can be read back,
+        # and is not durable yet. The journal behind it must not go before it is.
+        self._disk.sync_directory()
 
     # --- reading -----------------------------------------------------------------------------------
 

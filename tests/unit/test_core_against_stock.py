@@ -21,6 +21,7 @@ import pysyncobj.tcp_connection
 import pysyncobj.transport
 import pytest
 from pysyncobj.journal import FileJournal
+from pysyncobj.node import Node
 
 from raftkv.raft.core import Timing
 from raftkv.raft.messages import (
@@ -323,6 +324,27 @@ def test_commit_index_beyond_the_log_is_not_believed(monkeypatch: pytest.MonkeyP
     assert ours.core.commit_index == 1
 
 
+# --- 9: membership -----------------------------------------------------------------------------------
+
+
+def test_membership_is_not_changed_behind_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row 9: stock means to allow one change in flight, and takes three at once."""
+    stock = StockNode(monkeypatch, dynamicMembershipChange=True)
+    stock.lead()
+    stock.receive("n2", {"type": "next_node_idx", "next_node_idx": 3, "reset": False, "success": True})
+    stock.tick()
+    for name in ("n4", "n5", "n6"):
+        stock.node.addNodeToCluster(Node(name))
+    stock.tick()
+    assert {"n4", "n5", "n6"} <= {node.id for node in stock.node.otherNodes}
+
+    ours = Bench()
+    ours.lead()
+    with pytest.raises(AssertionError, match="membership"):
+        ours.core._SyncObj__changeCluster(["add", "n4", Node("n4")])
+    assert ours.core.peers == ("n2", "n3")
+
+
 # --- 10, 11: applying, unpickling ------------------------------------------------------------------
 
 
@@ -371,11 +393,11 @@ def test_entries_near_a_multiple_of_64_kib_arrive(monkeypatch: pytest.MonkeyPatc
     stock.transport.sent.clear()
     stock.tick()
     follower = StockNode(monkeypatch, "n2", ("n1", "n3"))
-    with pytest.raises(Exception) as raised:  # noqa: PT011 pickle's choice of error is no contract
-        for to, message in stock.transport.sent:
-            if to == "n2":
-                follower.receive("n1", message)
-    assert not isinstance(raised.value, AssertionError)
+    chunks = [m for to, m in stock.transport.sent if to == "n2" and "transmission" in m]
+    assert [chunk["transmission"] for chunk in chunks] == ["start", "finish", "finish"]
+    follower.receive("n1", chunks[0])
+    with pytest.raises((pickle.UnpicklingError, EOFError, IndexError)):
+        follower.receive("n1", chunks[1])
 
     leader = Bench()
     leader.lead()

@@ -77,7 +77,7 @@ def test_log_that_holds_the_snapshots_entry_stays_whole(
     disks: Disks, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Row 3: a crash between the snapshot's rename and the log's trim. Stock clears its whole journal, since
-    its first two entries are not the snapshot's: everything acknowledged behind the snapshot is gone."""
+    its first two entries are not the snapshot's: what was acknowledged behind the snapshot is gone."""
     dump = tmp_path / "dump"
     dump.touch()
     stock = StockNode(
@@ -110,7 +110,7 @@ def test_log_that_ends_below_the_snapshot_yields(disks: Disks) -> None:
 
 
 def test_log_that_differs_at_the_snapshots_entry_yields(disks: Disks) -> None:
-    """Its suffix is of a history that lost: kept, it would lower the log's last term and grant wrong votes."""
+    """Its suffix is of a history that lost: kept, it would lower the last term and grant wrong votes."""
     disks.write_log(1, 1, 1, 1, 1)
     disks.write_snapshot(4, 3)
     assert log_of(disks.open()) == [(4, 3)]
