@@ -62,11 +62,8 @@ class Catchup:
         if manifest.index <= core.commit_index:
             core.send(peer, SnapshotInstalled(core.term, core.commit_index), self._engine.wal.position)
             return
-        if self._fetch is not None and self._fetch.manifest.id == manifest.id:
-            self._fetch.peer = peer
-            return
-        if self._fetch is not None and not self._fetch.abandon():
-            return
+        if self._fetch is not None and (self._fetch.peer == peer or not self._fetch.abandon()):
+            return  # what is under way goes on: a leader that makes snapshots quickly must not restart it
         log.info("snapshot_fetch node=%s peer=%s snapshot=%s", self._engine.name, peer, manifest.id)
         self._fetch = _Fetch(self, peer, manifest)
         self._fetch.begin()
@@ -141,6 +138,8 @@ class _Fetch:
         if self._busy:
             return False
         self._catchup._ended(self)
+        if self._receiver is not None:
+            self._ports.run("snapshot", self._receiver.abort, lambda _: None)
         return True
 
     def tick(self) -> None:

@@ -25,6 +25,8 @@ log = logging.getLogger("raftkv.snapshot")
 
 # Records a page: about 0.1 ms of the loop's time, and few enough hops to a thread for a million keys.
 PAGE_RECORDS = 500
+# After a failure (a full disk, mostly) the log stays over its bound: try again, but not at every input.
+RETRY_S = 10.0
 
 Done = Callable[[Manifest | BaseException], None]
 
@@ -51,9 +53,17 @@ class Compaction:
     """At most one snapshot under way. `manifest` is the newest durable one, None before the first."""
 
     def __init__(
-        self, engine: Engine, store: Store, ports: Ports, snapshot: Manifest | None, limits: CompactionLimits
+        self,
+        engine: Engine,
+        store: Store,
+        ports: Ports,
+        snapshot: Manifest | None,
+        limits: CompactionLimits,
+        clock: Callable[[], float],
     ) -> None:
         self._engine = engine
+        self._clock = clock
+        self._not_before = float("-inf")
         self._store = store
         self._ports = ports
         self._limits = limits
@@ -75,9 +85,10 @@ class Compaction:
     def pump(self) -> None:
         """Starts a snapshot where the log has grown to its bound."""
         wal = self._engine.wal
-        if self.running or (
-            len(wal) < self._limits.log_entries_max and wal.log_bytes < self._limits.log_bytes_max
-        ):
+        limits = self._limits
+        if self.running or (len(wal) < limits.log_entries_max and wal.log_bytes < limits.log_bytes_max):
+            return
+        if self._clock() < self._not_before:
             return
         covered = self.manifest.index if self.manifest is not None else 1
         if self._engine.core.last_applied > max(covered, self._engine.core.first_index):
@@ -130,6 +141,7 @@ class Compaction:
         self._image = self._writer = None
         if isinstance(result, BaseException):
             log.error("snapshot_failed node=%s error=%s", self._engine.name, result)
+            self._not_before = self._clock() + RETRY_S
             self._ports.run("snapshot", writer.abort, lambda _: None)
             if isinstance(result, Fatal):
                 self._engine.fail(result)

@@ -125,7 +125,7 @@ class Engine:
         self.proposals = Proposals(
             self.core, clock, commands_max=waiting_commands_max, bytes_max=waiting_bytes_max
         )
-        self.compaction = Compaction(self, store, ports, snapshot, compaction)
+        self.compaction = Compaction(self, store, ports, snapshot, compaction, clock)
         self.catchup = Catchup(self, store, ports, clock)
 
     # --- inputs -----------------------------------------------------------------------------------------
