@@ -380,4 +380,6 @@ def _decode_carry(fields: memoryview) -> Carry:
         raise Unreadable("a carried state with a malformed vote")
     voted_for = str(fields[_CARRY.size : name_end], "utf-8") if voted else None
     base = (bytes(fields[name_end:]), base_index, base_term) if base_index else None
+    if base is None and (base_term or name_end < len(fields)):
+        raise Unreadable("a carried state of an empty log with a first entry")
     return Carry(term, voted_for, commit, next_index, base)
