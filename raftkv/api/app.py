@@ -1,0 +1,339 @@
+"""The HTTP server: from a request on a connection to a handler, and back. aiohttp carries the bytes.
+
+    Connection  ->  answer: request id, route, query, headers  ->  handler  ->  Answer or Streamed
+                    any RaftkvError  ->  a problem (errors.py)
+                    NotLeader  ->  307, or passed on, or 503, as Raftkv-Route says
+
+Nothing stands in between: no middleware, no second router. What every answer has in common is put on in one
+place, and so is every error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import secrets
+import ssl as tls
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+from aiohttp import web
+
+from raftkv.api import batch, handlers, node
+from raftkv.api.calls import Body, Buffered, Call, Streamed
+from raftkv.api.connection import Connection, Exchange, Sent, http_date
+from raftkv.api.errors import (
+    PROBLEM,
+    InternalError,
+    InternalErrorOnWrite,
+    problem,
+    problem_headers,
+    status_of,
+)
+from raftkv.api.forward import Forwarder
+from raftkv.api.limits import Limits
+from raftkv.api.routes import METHODS, ROUTES, match
+from raftkv.api.wire import (
+    JSON,
+    Answer,
+    collect_headers,
+    encode_json,
+    parse_query,
+    query_names,
+    request_id_of,
+    route_of,
+    shown,
+    split_target,
+)
+from raftkv.errors import BadRequest, Draining, NotLeader, RaftkvError
+from raftkv.metrics import Metrics
+from raftkv.service import KVService
+
+log = logging.getLogger("raftkv.api")
+
+BACKLOG = 4096  # connections that the kernel holds while the loop is busy; it cuts this to somaxconn
+UNMATCHED = "unmatched"  # the metrics' route of what has none
+
+Handler = Callable[[Call], Awaitable[Answer | Streamed]]
+
+
+class ApiServer:
+    """Listeners and their connections. `route`: what happens to writes on a follower by default.
+
+    Made by `start_api`. Stop it with `drain`, then `close`.
+    """
+
+    def __init__(
+        self,
+        service: KVService,
+        *,
+        limits: Limits,
+        route: str = "redirect",
+        metrics: Metrics | None = None,
+    ) -> None:
+        self.service = service
+        self.limits = limits
+        self.metrics = metrics or Metrics()
+        self.connections_open = 0
+        self.connections_refused = 0
+        self.requests_in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.port = 0
+        self.ops_port: int | None = None
+        self._route = route
+        self._buffered = Buffered()
+        self._forwarder = Forwarder(service.name, limits)
+        self._operations = node.Operations()
+        self._handlers = self._bind(node.NodeHandlers(service, self.metrics, self._operations))
+        self._listeners: list[tuple[asyncio.Server, Listener]] = []
+        self._id_prefix = secrets.token_hex(6)
+        self._ids = itertools.count(1)
+        self._common: tuple[object, ...] = ()
+        self._common_text = ""
+
+    def _bind(self, own: node.NodeHandlers) -> dict[str, Handler]:
+        """The handler of each route, by its name."""
+        found: dict[str, Handler] = {
+            "get_key": handlers.get_key,
+            "put_key": handlers.put_key,
+            "delete_key": handlers.delete_key,
+            "change_key": handlers.change_key,
+            "list_keys": handlers.list_keys,
+            "delete_prefix": handlers.delete_prefix,
+            "transact": handlers.transact,
+            "export": handlers.export,
+            "batch": batch.batch,
+            "status": node.status,
+            "limits": node.limits,
+            "cluster": node.cluster,
+            "livez": node.livez,
+            "readyz": node.readyz,
+            "startupz": node.startupz,
+            "list_snapshots": own.list_snapshots,
+            "create_snapshot": own.create_snapshot,
+            "get_operation": own.get_operation,
+            "metrics": own.metrics,
+            "openapi": own.openapi,
+            "docs": own.docs,
+        }
+        return {route.name: found.get(route.name, handlers.not_implemented) for route in ROUTES}
+
+    # --- life --------------------------------------------------------------------------------------
+
+    async def listen(
+        self, host: str, port: int, *, ops: bool = False, ssl: tls.SSLContext | None = None
+    ) -> int:
+        """Opens a listener and returns its port; `port` 0 takes any that is free."""
+        loop = asyncio.get_running_loop()
+        listener = Listener(self, ops=ops, loop=loop)
+        server = await loop.create_server(
+            listener.connect, host, port, ssl=ssl, backlog=BACKLOG, reuse_address=True
+        )
+        self._listeners.append((server, listener))
+        return int(server.sockets[0].getsockname()[1])
+
+    async def drain(self, timeout_s: float = 5.0) -> None:
+        """Takes no more writes, and waits for the requests that are on their way; their answers close their
+        connections."""
+        self.service.drain()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+
+    async def close(self, timeout_s: float = 1.0) -> None:
+        """Closes listeners, then connections: idle ones at once, others after `timeout_s` at most."""
+        for server, _ in self._listeners:
+            server.close()
+        for _, listener in self._listeners:
+            listener.server.pre_shutdown()
+        for _, listener in self._listeners:
+            await listener.server.shutdown(timeout_s)
+        await self._operations.close()
+        await self._forwarder.close()
+        self._listeners.clear()
+
+    # --- one request -------------------------------------------------------------------------------
+
+    async def answer(self, exchange: Exchange, ops: bool) -> Sent:
+        """Answers one request, whatever it is. Raises only where the connection is of no more use."""
+        loop = exchange.connection._loop
+        began = loop.time()
+        message = exchange.message
+        call: Call | None = None
+        label, effect, request_id = UNMATCHED, "write", None
+        self.requests_in_flight += 1
+        self._idle.clear()
+        try:
+            try:
+                headers = collect_headers(message.raw_headers)
+                request_id = request_id_of(headers) or self.new_request_id()
+                target = message.path.encode("utf-8", "surrogateescape")
+                path, query = split_target(target)
+                found = match(message.method, path, query_names(query), ops=ops)
+                label, effect = found.route.template, found.route.effect
+                call = Call(
+                    self.service,
+                    self.limits,
+                    found.route,
+                    message.method,
+                    target,
+                    found.rest,
+                    parse_query(query, found.route.by_name, self.limits),
+                    headers,
+                    Body(exchange, self.limits, self._buffered),
+                    request_id,
+                )
+                check_expect(headers)
+                made = await self._handle(call)
+            except RaftkvError as error:
+                made = self.problem_answer(error, request_id or self.new_request_id(), effect == "write")
+            except ConnectionError:
+                raise
+            except Exception as error:  # noqa: BLE001  # the edge: whatever it is, the client is told
+                request_id = request_id or self.new_request_id()
+                made = self._internal(error, request_id, label, effect)
+            status = made.answer.status if isinstance(made, Streamed) else made.status
+            try:
+                return await self._send(exchange, made, request_id, call)
+            finally:
+                self.metrics.request(label, known_method(message.method), status, loop.time() - began)
+        finally:
+            self.requests_in_flight -= 1
+            if not self.requests_in_flight:
+                self._idle.set()
+            if call is not None:
+                call.body.release()
+
+    async def _handle(self, call: Call) -> Answer | Streamed:
+        handler = self._handlers[call.route.name]
+        route = route_of(call.headers, self._route)
+        try:
+            return await handler(call)
+        except NotLeader as error:
+            if route == "local" or call.forwarded:
+                raise
+            if route == "forward":
+                return await self._forwarder.relay(call, error.leader_url, handler)
+            return redirect(call, error)
+
+    async def _send(
+        self, exchange: Exchange, made: Answer | Streamed, request_id: str | None, call: Call | None
+    ) -> Sent:
+        extra = f"Request-Id: {request_id}\r\n"
+        if call is not None:
+            for name, value in call.extra:
+                extra += f"{name}: {value}\r\n"
+        if isinstance(made, Answer):
+            return await exchange.send(made, extra)
+        try:
+            return await exchange.stream(made.answer, made.chunks, extra)
+        except RaftkvError as error:  # in the middle of a stream: all that is left is to cut it
+            log.warning("stream_cut request_id=%s code=%s detail=%s", request_id, error.code, error)
+            raise ConnectionResetError("the stream was cut") from error
+
+    # --- what all answers share --------------------------------------------------------------------
+
+    def new_request_id(self) -> str:
+        return f"{self._id_prefix}-{next(self._ids):x}"
+
+    def common_headers(self) -> str:
+        """Header lines of every answer; made anew when a number in them or the second has changed."""
+        leadership = self.service.leadership
+        revision = self.service.machine.revision
+        second = int(asyncio.get_running_loop().time())
+        now = (revision, leadership, second)
+        if now != self._common:
+            self._common = now
+            leader = f"Raftkv-Leader: {leadership.leader_url}\r\n" if leadership.leader_url else ""
+            self._common_text = (
+                f"Date: {http_date()}\r\n"
+                f"Raftkv-Revision: {revision}\r\n"
+                f"Raftkv-Served-By: {self.service.name}\r\n"
+                f"{leader}Raftkv-Term: {leadership.term}\r\n"
+            )
+        return self._common_text
+
+    def problem_answer(self, error: RaftkvError, request_id: str, write: bool) -> Answer:
+        made = problem(
+            error, request_id=request_id, leader_url=self.service.leadership.leader_url, write=write
+        )
+        close = isinstance(error, Draining)
+        return Answer(made.status, encode_json(made), PROBLEM, problem_headers(error), close)
+
+    def refused(self, connection: Connection, error: RaftkvError) -> Answer:
+        """The answer to what never became a request; its connection ends with it."""
+        self.metrics.request(UNMATCHED, "other", status_of(error).status, 0.0)
+        request_id = self.new_request_id()
+        made = self.problem_answer(error, request_id, True)
+        headers = (*made.headers, ("Request-Id", request_id))
+        return Answer(made.status, made.body, made.content_type, headers, close=True)
+
+    def _internal(self, error: Exception, request_id: str, label: str, effect: str) -> Answer:
+        log.error("internal_error request_id=%s route=%s", request_id, label, exc_info=error)
+        kind = InternalErrorOnWrite if effect == "write" else InternalError
+        return self.problem_answer(
+            kind(f"something went wrong on this node; its log has it under request id {request_id}"),
+            request_id,
+            effect == "write",
+        )
+
+
+class Listener:
+    """One listening address: aiohttp's server object, with our connections."""
+
+    def __init__(self, api: ApiServer, *, ops: bool, loop: asyncio.AbstractEventLoop) -> None:
+        self._api = api
+        self._ops = ops
+        self._loop = loop
+        self.server = web.Server(self._answer, request_factory=Exchange, loop=loop)  # type: ignore[arg-type]
+
+    def connect(self) -> Connection:
+        return Connection(self.server, self._api, loop=self._loop)
+
+    async def _answer(self, exchange: Any) -> Any:
+        return await self._api.answer(exchange, self._ops)
+
+
+def redirect(call: Call, error: NotLeader) -> Answer:
+    """The same request at the leader's advertised URL: path and query byte for byte as they came."""
+    path, query = split_target(call.target)
+    target = path if query is None else path + b"?" + query
+    location = error.leader_url + target.decode("utf-8", "surrogateescape")
+    body = encode_json({"leader": error.leader, "location": error.leader_url})
+    return Answer(307, body, JSON, (("Location", location),))
+
+
+def check_expect(headers: dict[str, str]) -> None:
+    expect = headers.get("Expect")
+    if expect is not None and expect.lower() != "100-continue":
+        raise BadRequest(f"header Expect: {shown(expect)} is not allowed; allowed is 100-continue")
+
+
+def known_method(method: str) -> str:
+    return method if method in METHODS else "other"
+
+
+async def start_api(
+    service: KVService,
+    *,
+    host: str,
+    port: int,
+    limits: Limits,
+    route: str = "redirect",
+    ops: tuple[str, int] | None = None,
+    ssl: tls.SSLContext | None = None,
+    metrics: Metrics | None = None,
+) -> ApiServer:
+    """Listens at once. `ops` opens one more plain listener for the probes and the metrics."""
+    server = ApiServer(service, limits=limits, route=route, metrics=metrics)
+    try:
+        server.port = await server.listen(host, port, ssl=ssl)
+        if ops is not None:
+            server.ops_port = await server.listen(*ops, ops=True)
+    except BaseException:
+        await server.close()
+        raise
+    return server

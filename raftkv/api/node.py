@@ -1,0 +1,292 @@
+"""Handlers that tell of the node itself: status, limits, members, health, snapshots, metrics, documents.
+
+All but `/readyz` answer from what the node knows at once. Knows no aiohttp.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Coroutine, Iterable
+from dataclasses import dataclass, field
+from importlib import resources
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
+
+import msgspec
+
+from raftkv import metrics
+from raftkv.api.calls import Call
+from raftkv.api.errors import NoSuchOperation, problem
+from raftkv.api.handlers import no_body
+from raftkv.api.limits import limits_in_force
+from raftkv.api.openapi import document
+from raftkv.api.wire import Answer, decoded, encode_json, json_answer, shown
+from raftkv.errors import NotReady, RaftkvError
+from raftkv.metrics import Metrics, Sample
+from raftkv.raft.status import NodeStatus
+from raftkv.service import KVService
+
+READY_TIMEOUT_S = 1.0  # what probes wait for by default
+OPERATIONS_MAX = 100  # of those that have ended, how many are remembered
+
+ACKNOWLEDGED_MEANS = "fsynced on a majority of the members, the leader among them"
+
+try:
+    VERSION = version("raftkv")
+except PackageNotFoundError:  # run from a checkout that is not installed
+    VERSION = "0.0.0"
+
+
+# --- what is known ---------------------------------------------------------------------------------------
+
+
+async def status(call: Call) -> Answer:
+    service = call.service
+    known = service.consensus.status()
+    machine = service.machine
+    body = msgspec.to_builtins(known)
+    del body["counters"]
+    body |= {
+        "revision": machine.revision,
+        "keys": machine.keys,
+        "bytes": machine.bytes,
+        "version": VERSION,
+        "draining": service.draining or known.draining,
+        "acknowledged_means": ACKNOWLEDGED_MEANS,
+    }
+    return json_answer(200, body)
+
+
+async def limits(call: Call) -> Answer:
+    return json_answer(200, {"limits": limits_in_force(call.limits)})
+
+
+async def cluster(call: Call) -> Answer:
+    known = call.service.consensus.status()
+    voters = [peer for peer in known.peers if peer.role != "learner"]
+    reachable = sum(1 for peer in voters if peer.reachable)
+    quorum = len(voters) // 2 + 1
+    body = {
+        "cluster_id": known.cluster_id,
+        "term": known.term,
+        "leader": known.leader,
+        "quorum": quorum,
+        "voters": len(voters),
+        "reachable": reachable,
+        "failures_tolerated": max(0, reachable - quorum),
+        "members": [msgspec.to_builtins(peer) for peer in known.peers],
+    }
+    return json_answer(200, body)
+
+
+# --- health ----------------------------------------------------------------------------------------------
+
+
+async def livez(call: Call) -> Answer:
+    return healthy(call, [("loop", "it answers")])
+
+
+async def readyz(call: Call) -> Answer:
+    timeout_s = call.query.get("timeout", READY_TIMEOUT_S)
+    try:
+        await call.service.check_ready(timeout_s=timeout_s)
+    except RaftkvError as error:
+        return unhealthy(call, error, "linearizable_read")
+    return healthy(call, [("linearizable_read", "it succeeded"), ("draining", "no")])
+
+
+async def startupz(call: Call) -> Answer:
+    known = call.service.consensus.status()
+    if not known.started:
+        return unhealthy(call, NotReady(known.ready_reason or "the node is still starting"), "started")
+    return healthy(call, [("started", "recovered, and a member of its cluster")])
+
+
+def healthy(call: Call, checks: list[tuple[str, str]]) -> Answer:
+    body: dict[str, Any] = {"status": "ok"}
+    if call.query.get("verbose", False):
+        body["checks"] = [{"name": name, "ok": True, "detail": detail} for name, detail in checks]
+    return Answer(200, encode_json(body), headers=(("Cache-Control", "no-store"),))
+
+
+def unhealthy(call: Call, error: RaftkvError, check: str) -> Answer:
+    """Says which check failed, where that was asked for; else the problem is raised like any other."""
+    if not call.query.get("verbose", False):
+        raise error
+    made = msgspec.to_builtins(
+        problem(
+            error,
+            request_id=call.request_id,
+            leader_url=call.service.leadership.leader_url,
+            write=False,
+        )
+    )
+    made["checks"] = [{"name": check, "ok": False, "detail": str(error)}]
+    return Answer(made["status"], encode_json(made), "application/problem+json", (("Retry-After", "1"),))
+
+
+# --- snapshots and operations ----------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Operation:
+    id: str
+    kind: str
+    state: Literal["running", "done", "failed"] = "running"
+    progress: float = 0.0
+    result: Any = None
+    detail: str = ""
+
+
+@dataclass(slots=True)
+class Operations:
+    """What takes longer than a request. One of a kind at a time: who asks again is told of the one there."""
+
+    by_id: dict[str, Operation] = field(default_factory=dict)
+    tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+
+    def start(self, kind: str, work: Coroutine[Any, Any, Any]) -> Operation:
+        running = next(
+            (each for each in self.by_id.values() if each.kind == kind and each.state == "running"), None
+        )
+        if running is not None:
+            work.close()
+            return running
+        operation = Operation(f"{kind}-{next(self.numbers)}", kind)
+        self._forget_old()
+        self.by_id[operation.id] = operation
+        self.tasks[operation.id] = asyncio.create_task(self._run(operation, work))
+        return operation
+
+    async def _run(self, operation: Operation, work: Coroutine[Any, Any, Any]) -> None:
+        try:
+            operation.result = await work
+        except RaftkvError as error:
+            operation.state, operation.detail = "failed", str(error)
+        except asyncio.CancelledError:
+            operation.state, operation.detail = "failed", "the node shut down"
+            raise
+        else:
+            operation.state, operation.progress = "done", 1.0
+        finally:
+            if operation.state == "running":
+                operation.state, operation.detail = "failed", "internal error"
+            self.tasks.pop(operation.id, None)
+
+    def _forget_old(self) -> None:
+        ended = [each.id for each in self.by_id.values() if each.state != "running"]
+        for old in ended[: max(0, len(ended) - OPERATIONS_MAX + 1)]:
+            del self.by_id[old]
+
+    async def close(self) -> None:
+        tasks = list(self.tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def manifest_body(manifest: Any) -> dict[str, Any]:
+    """What a client sees of a snapshot's manifest: not its chunks, nor the membership."""
+    whole = msgspec.to_builtins(manifest)
+    shown_names = ("id", "cluster", "index", "term", "revision", "time", "keys", "bytes", "sha256")
+    return {name: whole[name] for name in shown_names if name in whole}
+
+
+class NodeHandlers:
+    """The handlers that need more than the call."""
+
+    def __init__(self, service: KVService, counted: Metrics, operations: Operations) -> None:
+        self._service = service
+        self._metrics = counted
+        self._operations = operations
+        counted.source(lambda: samples(service))
+        self._document = encode_json(document(VERSION))
+        self._page = resources.files("raftkv.api").joinpath("static/docs.html").read_bytes()
+
+    async def list_snapshots(self, call: Call) -> Answer:
+        manifests = [manifest_body(each) for each in self._service.consensus.snapshots()]
+        manifests.sort(key=lambda each: each.get("index", 0), reverse=True)
+        return json_answer(200, {"snapshots": manifests})
+
+    async def create_snapshot(self, call: Call) -> Answer:
+        await no_body(call)
+        operation = self._operations.start("snapshot", self._create())
+        location = f"/v1/operations/{operation.id}"
+        return json_answer(202, msgspec.to_builtins(operation), ("Location", location))
+
+    async def _create(self) -> dict[str, Any]:
+        return manifest_body(await self._service.consensus.create_snapshot())
+
+    async def get_operation(self, call: Call) -> Answer:
+        assert call.rest is not None
+        name = decoded(call.rest, "path: id").decode()
+        operation = self._operations.by_id.get(name)
+        if operation is None:
+            raise NoSuchOperation(
+                f"no operation {shown(name)} on this node; the last {OPERATIONS_MAX} are kept"
+            )
+        return json_answer(200, msgspec.to_builtins(operation))
+
+    async def metrics(self, call: Call) -> Answer:
+        return Answer(200, self._metrics.text(), metrics.CONTENT_TYPE)
+
+    async def openapi(self, call: Call) -> Answer:
+        return Answer(200, self._document)
+
+    async def docs(self, call: Call) -> Answer:
+        policy = (
+            "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'"
+        )
+        return Answer(200, self._page, "text/html; charset=utf-8", (("Content-Security-Policy", policy),))
+
+
+# --- metrics ---------------------------------------------------------------------------------------------
+
+
+def samples(service: KVService) -> Iterable[Sample]:
+    """The node's numbers, as Prometheus sees them."""
+    known: NodeStatus = service.consensus.status()
+    machine = service.machine
+    numbers: list[tuple[str, str, float]] = [
+        ("term", "Raft term.", known.term),
+        ("is_leader", "1 where this node leads.", known.role == "leader"),
+        ("has_leader", "1 where this node knows a leader.", known.leader is not None),
+        ("ready", "1 where the node says it is ready.", known.ready),
+        ("commit_index", "Index of the last committed entry.", known.commit_index),
+        ("applied_index", "Index of the last applied entry.", known.applied_index),
+        ("revision", "Revision of the store.", machine.revision),
+        ("keys", "Keys in the store.", machine.keys),
+        ("store_bytes", "Bytes of keys and values.", machine.bytes),
+        ("idempotency_records", "Outcomes of keyed writes that are kept.", machine.idempotency_records),
+        ("idempotency_bytes", "Bytes that they take.", machine.idempotency_bytes),
+        ("journal_first_index", "First entry of the journal.", known.journal.first_index),
+        ("journal_last_index", "Last entry of the journal.", known.journal.last_index),
+        ("journal_durable_index", "Last entry that is synced.", known.journal.durable_index),
+        ("journal_bytes", "Bytes of the journal on disk.", known.journal.bytes),
+        ("journal_segments", "Segments of the journal.", known.journal.segments),
+        ("snapshot_index", "Index of the newest local snapshot.", known.snapshot.index),
+        ("snapshot_bytes", "Bytes of the newest local snapshot.", known.snapshot.bytes),
+        ("writes_in_flight", "Writes that wait for their commit.", service.writes_in_flight),
+        ("write_bytes_in_flight", "Bytes of those.", service.write_bytes_in_flight),
+        ("reads_in_flight", "Reads that wait for their read index.", service.reads_in_flight),
+        ("exports", "Exports under way.", service.exports),
+        (
+            "staleness_seconds",
+            "Since the last contact with a leader.",
+            service.consensus.staleness_ms() / 1000,
+        ),
+    ]
+    for name, help, value in numbers:
+        yield Sample(name, help, float(value), {})
+    yield Sample("info", "The release.", 1.0, {"version": VERSION})
+    for peer in known.peers:
+        yield Sample(
+            "peer_reachable", "1 where a member is reachable.", float(peer.reachable), {"peer": peer.name}
+        )
+    for peer in known.peers:
+        if peer.lag is not None:
+            yield Sample("peer_lag", "Entries that a member is behind.", float(peer.lag), {"peer": peer.name})
+    for name, count in known.counters.items():
+        yield Sample(name, "Counted since the node's start.", float(count), {}, counter=True)

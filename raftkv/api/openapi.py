@@ -1,0 +1,244 @@
+"""The OpenAPI 3.1 document, made from the tables that the server runs on: routes, problems, limits. PURE.
+
+Whatever is not in a table can't be in the document, so the two can't drift apart.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raftkv.api.errors import PROBLEM, TABLE, Status
+from raftkv.api.routes import BY_QUERY, EVERYWHERE, ROUTES, STORE_TEMPLATE, Route
+from raftkv.api.wire import INTEGER_MAX, Parameter
+
+COMMON_HEADERS = {
+    "Raftkv-Revision": "The store's revision on this node as it answered.",
+    "Raftkv-Served-By": "The node that answered.",
+    "Raftkv-Leader": "The leader's client URL, where known.",
+    "Raftkv-Term": "The raft term on this node.",
+    "Request-Id": "The request's own, or one that was made.",
+}
+HEADER_HELP = {
+    "Accept": "application/x-ndjson for one item a line.",
+    "Content-Type": "Stored with a value, and comes back with it.",
+    "Idempotency-Key": "1 to 128 printable bytes; a repeated request gets the first outcome.",
+    "If-Match": 'Only if the key\'s revision is this ETag, such as "57", or * for any.',
+    "If-None-Match": "On a write: * for only if absent. On a read: 304 where an ETag matches.",
+    "Raftkv-Route": "redirect, forward or local: what a node that does not lead does with a write.",
+    "Request-Id": "1 to 128 printable characters; comes back, and stands in logs.",
+}
+NAME_HELP = {"key": "1 to 4096 bytes of UTF-8, slashes included.", "id": "The id."}
+
+# Statuses by problem code. Two types may share a code, never a status for different meanings.
+STATUS_BY_CODE: dict[str, Status] = {}
+for _kind, _row in TABLE.items():
+    STATUS_BY_CODE.setdefault(_kind.code, _row)
+
+
+def document(version: str) -> dict[str, Any]:
+    """The whole document."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "raftkv",
+            "version": version,
+            "summary": "A replicated, linearizable key-value store.",
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
+        "servers": [{"url": "/"}],
+        "paths": paths(),
+        "components": {"schemas": schemas(), "responses": responses(), "headers": headers()},
+    }
+
+
+def paths() -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for route in ROUTES:
+        place = made.setdefault(route.template, {})
+        place[route.method.lower()] = operation(route, route.name)
+        if route.method == "GET":
+            place["head"] = operation(route, "head_" + route.name)
+    store = made[STORE_TEMPLATE]
+    for method, route in BY_QUERY.items():
+        _merge(store, method.lower(), operation(route, route.name + "_by_query"))
+        if method == "GET":
+            _merge(store, "head", operation(route, "head_" + route.name + "_by_query"))
+    return made
+
+
+def _merge(place: dict[str, Any], method: str, other: dict[str, Any]) -> None:
+    """`/v1/kv?key=` is another operation under the same path and method; OpenAPI has room for one."""
+    if method not in place:
+        place[method] = other
+        next(each for each in other["parameters"] if each["name"] == "key")["required"] = True
+        return
+    one = place[method]
+    one["summary"] = f"{one['summary']}; with ?key=: {other['summary'].lower()}"
+    known = {(each["in"], each["name"]) for each in one["parameters"]}
+    one["parameters"] += [each for each in other["parameters"] if (each["in"], each["name"]) not in known]
+    for status, answer in other["responses"].items():
+        if status not in one["responses"]:
+            one["responses"][status] = answer
+        elif status == "200":
+            both = one["responses"][status]
+            both["description"] = f"{both['description']} With ?key=: {answer['description']}"
+            both["content"] = {**answer["content"], **both["content"]}
+
+
+def operation(route: Route, operation_id: str) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "operationId": operation_id,
+        "summary": route.summary,
+        "parameters": [
+            *_path_parameters(route),
+            *(_query_parameter(each) for each in route.parameters),
+            *(_header_parameter(name) for name in route.headers),
+        ],
+        "responses": {
+            **{str(status): _answer(route, status, text) for status, text in route.answers.items()},
+            **_problems(route),
+        },
+    }
+    if route.body is not None:
+        made["requestBody"] = {
+            "required": True,
+            "content": {route.body: {"schema": {} if route.body == "*/*" else {"type": "object"}}},
+        }
+    return made
+
+
+def _path_parameters(route: Route) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "in": "path", "required": True, "description": text, "schema": {"type": "string"}}
+        for name, text in NAME_HELP.items()
+        if "{" + name + "}" in route.template
+    ]
+
+
+def _query_parameter(parameter: Parameter) -> dict[str, Any]:
+    return {
+        "name": parameter.name,
+        "in": "query",
+        "required": False,
+        "description": parameter.help,
+        "schema": _schema(parameter),
+    }
+
+
+def _schema(parameter: Parameter) -> dict[str, Any]:
+    match parameter.kind:
+        case "integer":
+            made: dict[str, Any] = {"type": "integer", "format": "int64", "minimum": parameter.least}
+            if parameter.most != INTEGER_MAX:
+                made["maximum"] = parameter.most
+            if parameter.default is not None:
+                made["default"] = int(parameter.default)
+            return made
+        case "boolean":
+            return {"type": "boolean", "default": False}
+        case "choice":
+            made = {"type": "string", "enum": list(parameter.choices)}
+        case "seconds":
+            made = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(ms|s)?$"}
+        case _:
+            made = {"type": "string"}
+    if parameter.default is not None:
+        made["default"] = parameter.default
+    return made
+
+
+def _header_parameter(name: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": "header",
+        "required": False,
+        "description": HEADER_HELP[name],
+        "schema": {"type": "string"},
+    }
+
+
+def _answer(route: Route, status: int, text: str) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "description": text,
+        "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in COMMON_HEADERS},
+    }
+    if status not in (304, 307):
+        made["content"] = {kind: {} for kind in route.produces}
+    return made
+
+
+def codes_of(route: Route) -> tuple[str, ...]:
+    """Every problem that the route may answer."""
+    return tuple(dict.fromkeys((*EVERYWHERE, *route.problems)))
+
+
+def _problems(route: Route) -> dict[str, Any]:
+    """One answer a status, which names its codes."""
+    by_status: dict[int, list[str]] = {}
+    for code in codes_of(route):
+        by_status.setdefault(STATUS_BY_CODE[code].status, []).append(code)
+    return {
+        str(status): {
+            "description": " or ".join(f"`{code}`: {STATUS_BY_CODE[code].title}" for code in codes),
+            "content": {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+            "x-codes": codes,
+        }
+        for status, codes in sorted(by_status.items())
+    }
+
+
+def headers() -> dict[str, Any]:
+    return {
+        name: {"description": text, "schema": {"type": "string"}} for name, text in COMMON_HEADERS.items()
+    }
+
+
+def responses() -> dict[str, Any]:
+    return {
+        "Problem": {
+            "description": "RFC 9457.",
+            "content": {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+    }
+
+
+def schemas() -> dict[str, Any]:
+    text, whole = {"type": "string"}, {"type": "integer", "format": "int64"}
+    return {
+        "Problem": {
+            "type": "object",
+            "required": ["type", "title", "status", "detail", "code", "request_id"],
+            "properties": {
+                "type": text,
+                "title": text,
+                "status": {"type": "integer"},
+                "detail": {"type": "string", "description": "What is wrong, and what is allowed."},
+                "code": {"type": "string", "enum": sorted(STATUS_BY_CODE)},
+                "outcome": {
+                    "type": "string",
+                    "enum": ["not_applied", "unknown"],
+                    "description": "unknown: the write may have happened, or may yet.",
+                },
+                "retryable": {"type": "boolean"},
+                "request_id": text,
+                "leader": text,
+                "limit": whole,
+                "size": whole,
+                "flag": text,
+                "current": {**whole, "description": "The key's mod_revision; 0: absent."},
+            },
+        },
+        "Item": {
+            "type": "object",
+            "required": ["key", "content_type", "create_revision", "mod_revision", "version"],
+            "properties": {
+                "key": text,
+                "value": {"type": "string", "description": "Where it is UTF-8."},
+                "base64": {"type": "string", "description": "Where it is not."},
+                "content_type": text,
+                "create_revision": whole,
+                "mod_revision": whole,
+                "version": whole,
+            },
+        },
+    }

@@ -1,0 +1,116 @@
+"""What a node counts, and how Prometheus reads it.
+
+Counting is on the path of every request, so it is additions to plain numbers; the families with their labels
+are made when somebody reads them. Labels are route templates and names of this file, never a key, so their
+number is bounded. Every name begins with `raftkv_`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+# Seconds. From an answer out of memory to the 5 s after which a write is given up.
+BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One number that the node tells when it is asked. `labels`: one label at most is all that was needed."""
+
+    name: str
+    help: str
+    value: float
+    labels: Mapping[str, str]
+    counter: bool = False
+
+
+Source = Callable[[], Iterable[Sample]]
+
+
+class RequestTimes:
+    """Requests of one route and method: how many took how long, and with which status they ended."""
+
+    __slots__ = ("buckets", "seconds", "statuses")
+
+    def __init__(self) -> None:
+        self.buckets = [0] * (len(BUCKETS) + 1)
+        self.seconds = 0.0
+        self.statuses: dict[int, int] = {}
+
+    def add(self, status: int, seconds: float) -> None:
+        self.statuses[status] = self.statuses.get(status, 0) + 1
+        self.seconds += seconds
+        for number, bound in enumerate(BUCKETS):
+            if seconds <= bound:
+                self.buckets[number] += 1
+                return
+        self.buckets[-1] += 1
+
+
+class Metrics:
+    """`source` adds numbers that somebody else keeps."""
+
+    def __init__(self) -> None:
+        self._requests: dict[tuple[str, str], RequestTimes] = {}
+        self._sources: list[Source] = []
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+
+    def source(self, source: Source) -> None:
+        self._sources.append(source)
+
+    def request(self, template: str, method: str, status: int, seconds: float) -> None:
+        times = self._requests.get((template, method))
+        if times is None:
+            times = self._requests[template, method] = RequestTimes()
+        times.add(status, seconds)
+
+    def text(self) -> bytes:
+        """The Prometheus text format."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterable[Metric]:
+        """For the registry."""
+        yield from self._request_families()
+        families: dict[str, Metric] = {}
+        for source in self._sources:
+            for sample in source():
+                name = "raftkv_" + sample.name
+                family = families.get(name)
+                if family is None:
+                    kind = CounterMetricFamily if sample.counter else GaugeMetricFamily
+                    family = families[name] = kind(name, sample.help, labels=list(sample.labels))
+                family.add_metric(list(sample.labels.values()), sample.value)  # type: ignore[attr-defined]
+        yield from families.values()
+
+    def _request_families(self) -> Iterable[Metric]:
+        counts = CounterMetricFamily(
+            "raftkv_http_requests", "Requests answered.", labels=["route", "method", "status"]
+        )
+        times = HistogramMetricFamily(
+            "raftkv_http_request_seconds",
+            "From a request's headers to its answer.",
+            labels=["route", "method"],
+        )
+        for (template, method), request in self._requests.items():
+            for status, count in request.statuses.items():
+                counts.add_metric([template, method, str(status)], count)
+            total = 0
+            buckets: list[tuple[str, float]] = []
+            for bound, count in zip((*map(str, BUCKETS), "+Inf"), request.buckets, strict=True):
+                total += count
+                buckets.append((bound, total))
+            times.add_metric([template, method], buckets, request.seconds)
+        yield counts
+        yield times

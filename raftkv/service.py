@@ -1,0 +1,438 @@
+"""What a client can ask of a node, without a word of HTTP: deadlines, consistency, admission, idempotency.
+
+- A read says how fresh it must be (`Freshness`); `reach` returns when this node's state is, or raises.
+- A write is admitted or refused at once, within bounds on number and bytes. There is no await between the
+  call of `write` and the hand-over to consensus, so writes of one caller are proposed in the order of its
+  calls.
+- At most one request under an idempotency key is on its way here; the second is told that its outcome is
+  not known yet. Whatever was committed under a key is the state machine's to remember.
+
+What it answers from is the state machine of this node, read on the loop's thread only.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeVar
+
+import msgspec
+
+from raftkv.errors import (
+    BadRequest,
+    CommitTimeout,
+    Draining,
+    InFlight,
+    NoLeader,
+    NotLeader,
+    NotReady,
+    Overloaded,
+    TooStale,
+)
+from raftkv.kv import record
+from raftkv.kv.command import Append, Command, Idempotency, encode
+from raftkv.kv.image import Image
+from raftkv.kv.machine import Machine, prefix_end
+from raftkv.model import Applied, IdempotencyMismatch, Item
+from raftkv.raft.status import Leadership, NodeStatus
+
+Consistency = Literal["linearizable", "stale"]
+C = TypeVar("C", bound=Command)
+
+
+class Consensus(Protocol):
+    """The node as the service sees it; `raft/node.py` implements it."""
+
+    @property
+    def machine(self) -> Machine: ...
+
+    @property
+    def leadership(self) -> Leadership:
+        """At hand, replaced when something in it changes: it is read for every answer."""
+        ...
+
+    async def propose(self, command: Command, *, timeout_s: float) -> Applied: ...
+    async def read_barrier(self, *, timeout_s: float) -> None: ...
+    async def wait_revision(self, revision: int, *, timeout_s: float) -> None: ...
+    def status(self) -> NodeStatus: ...
+    def staleness_ms(self) -> float: ...
+    def drain(self) -> None: ...
+    async def create_snapshot(self) -> Any: ...
+    def snapshots(self) -> Sequence[Any]: ...
+    async def transfer_leadership(self, to: str | None) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Freshness:
+    """How fresh a read must be. `min_revision` and `max_staleness_ms`: None is no demand."""
+
+    consistency: Consistency = "linearizable"
+    min_revision: int | None = None
+    max_staleness_ms: int | None = None
+
+
+LINEARIZABLE = Freshness()
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Keys with `prefix`, from `start` on and below `end` (None: no end)."""
+
+    prefix: bytes = b""
+    start: bytes = b""
+    end: bytes | None = None
+    delimiter: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """Every key that shares this prefix, up to and with the delimiter, stands as one."""
+
+    prefix: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RangePage:
+    """`rows` in key order, as they were at `revision`. `cursor` is None at the end of the range."""
+
+    revision: int
+    rows: Sequence[Item | Folded]
+    cursor: str | None
+
+
+class KVService:
+    """Bounds are plain numbers; `name` is the node's own."""
+
+    def __init__(
+        self,
+        consensus: Consensus,
+        *,
+        name: str,
+        writes_in_flight_max: int = 10_000,
+        write_bytes_in_flight_max: int = 64 << 20,
+        reads_in_flight_max: int = 20_000,
+        idempotency_bytes_max: int = 256 << 20,
+        idempotency_records_max: int = 2_000_000,
+        list_bytes_max: int = 8 << 20,
+        exports_max: int = 4,
+    ) -> None:
+        self.name = name
+        self.consensus = consensus
+        self.draining = False
+        self.writes_in_flight = 0
+        self.write_bytes_in_flight = 0
+        self.reads_in_flight = 0
+        self.exports = 0
+        self._writes_in_flight_max = writes_in_flight_max
+        self._write_bytes_in_flight_max = write_bytes_in_flight_max
+        self._reads_in_flight_max = reads_in_flight_max
+        self._idempotency_bytes_max = idempotency_bytes_max
+        self._idempotency_records_max = idempotency_records_max
+        self._list_bytes_max = list_bytes_max
+        self._exports_max = exports_max
+        self._keys_in_flight: dict[bytes, bytes] = {}  # idempotency key to fingerprint
+
+    # --- who leads ---------------------------------------------------------------------------------
+
+    @property
+    def machine(self) -> Machine:
+        return self.consensus.machine
+
+    @property
+    def leadership(self) -> Leadership:
+        return self.consensus.leadership
+
+    @property
+    def leads(self) -> bool:
+        return self.consensus.leadership.role == "leader"
+
+    def check_leads(self) -> None:
+        """Raises NotLeader or NoLeader, with where to go; what a write learns before its body is read."""
+        leadership = self.consensus.leadership
+        if leadership.role == "leader":
+            if self.draining:
+                raise Draining("this node is shutting down and takes no more writes; try another node")
+            return
+        if leadership.leader is None or leadership.leader_url is None or leadership.leader == self.name:
+            raise NoLeader("no leader is known to this node; nothing was written, try again shortly")
+        raise NotLeader(
+            f"{leadership.leader} leads; writes go to {leadership.leader_url}",
+            leader=leadership.leader,
+            leader_url=leadership.leader_url,
+        )
+
+    # --- writing -----------------------------------------------------------------------------------
+
+    async def write(self, command: Command, *, timeout_s: float, size_bytes: int = 0) -> Applied:
+        """Proposes the command and waits for its result.
+
+        Raises NotLeader, NoLeader, NotReady, Overloaded, Draining (not applied), InFlight, CommitTimeout,
+        LeaderChanged (unknown).
+        """
+        self.check_leads()
+        keyed = command.idempotency
+        if keyed is None:
+            with self._admitted(size_bytes):
+                return await self._propose(command, timeout_s)
+        self._check_room_for_outcomes()
+        first = self._keys_in_flight.get(keyed.key)
+        if first is not None:
+            if first != keyed.fingerprint:
+                return Applied(0, IdempotencyMismatch())
+            raise InFlight(
+                "the first request under this idempotency key is still on its way; ask again for its outcome"
+            )
+        self._keys_in_flight[keyed.key] = keyed.fingerprint
+        try:
+            with self._admitted(size_bytes):
+                return await self._propose(command, timeout_s)
+        finally:
+            del self._keys_in_flight[keyed.key]
+
+    async def _propose(self, command: Command, timeout_s: float) -> Applied:
+        try:
+            return await self.consensus.propose(command, timeout_s=timeout_s)
+        except TimeoutError as error:
+            raise CommitTimeout(
+                f"the write was not committed within {timeout_s:g} s; it may yet be"
+            ) from error
+
+    @contextmanager
+    def _admitted(self, size_bytes: int) -> Iterator[None]:
+        if self.writes_in_flight >= self._writes_in_flight_max:
+            raise Overloaded(
+                f"{self.writes_in_flight} writes wait for their commit already "
+                f"(--writes-in-flight-max {self._writes_in_flight_max}); try again shortly"
+            )
+        if (
+            self.write_bytes_in_flight + size_bytes > self._write_bytes_in_flight_max
+            and self.writes_in_flight
+        ):
+            raise Overloaded(
+                f"writes of {self.write_bytes_in_flight} bytes wait for their commit already "
+                f"(--write-bytes-in-flight-max {self._write_bytes_in_flight_max}); try again shortly"
+            )
+        self.writes_in_flight += 1
+        self.write_bytes_in_flight += size_bytes
+        try:
+            yield
+        finally:
+            self.writes_in_flight -= 1
+            self.write_bytes_in_flight -= size_bytes
+
+    def _check_room_for_outcomes(self) -> None:
+        machine = self.machine
+        if (
+            machine.idempotency_bytes > self._idempotency_bytes_max
+            or machine.idempotency_records > self._idempotency_records_max
+        ):
+            raise Overloaded(
+                f"outcomes of {machine.idempotency_records} keyed writes take "
+                f"{machine.idempotency_bytes} bytes (--idempotency-bytes-max {self._idempotency_bytes_max}); "
+                "one more would shorten the promise to keep each for 2 minutes. Try again shortly, or use "
+                "keys of the form <client>/<n>"
+            )
+
+    # --- reading -----------------------------------------------------------------------------------
+
+    async def reach(self, freshness: Freshness, *, timeout_s: float) -> None:
+        """Returns when this node's state is as fresh as asked.
+
+        Raises NoLeader, NotReady, TooStale, Overloaded.
+        """
+        if freshness.consistency == "stale" and freshness.min_revision is None:
+            self._check_staleness(freshness)
+            return
+        if self.reads_in_flight >= self._reads_in_flight_max:
+            raise Overloaded(
+                f"{self.reads_in_flight} reads wait already "
+                f"(--reads-in-flight-max {self._reads_in_flight_max}); try again shortly"
+            )
+        self.reads_in_flight += 1
+        try:
+            if freshness.min_revision is not None and self.machine.revision < freshness.min_revision:
+                await self._wait_revision(freshness.min_revision, timeout_s)
+            if freshness.consistency == "linearizable":
+                await self._barrier(timeout_s)
+        finally:
+            self.reads_in_flight -= 1
+        self._check_staleness(freshness)
+
+    async def _barrier(self, timeout_s: float) -> None:
+        try:
+            await self.consensus.read_barrier(timeout_s=timeout_s)
+        except TimeoutError as error:
+            raise NotReady(
+                f"the read could not be confirmed by a majority within {timeout_s:g} s; "
+                "consistency=stale answers from this node alone"
+            ) from error
+
+    async def _wait_revision(self, revision: int, timeout_s: float) -> None:
+        try:
+            await self.consensus.wait_revision(revision, timeout_s=timeout_s)
+        except TimeoutError as error:
+            raise NotReady(
+                f"this node had applied revision {self.machine.revision} after {timeout_s:g} s; "
+                f"min_revision={revision} was asked for"
+            ) from error
+
+    def _check_staleness(self, freshness: Freshness) -> None:
+        if freshness.max_staleness_ms is None:
+            return
+        staleness_ms = self.consensus.staleness_ms()
+        if staleness_ms > freshness.max_staleness_ms:
+            raise TooStale(
+                f"this node last heard from a leader {staleness_ms:.0f} ms ago; "
+                f"max_staleness_ms={freshness.max_staleness_ms} was asked for"
+            )
+
+    def page(self, wanted: Range, *, limit: int, cursor: str | None) -> RangePage:
+        """One page of the range as it is now: at most `limit` rows, and ended early by their bytes.
+
+        The cursor is good for the same range only; pages that follow show what the store holds then.
+        Raises BadRequest for a cursor that is none of ours.
+        """
+        lower, upper = _bounds(wanted)
+        if cursor is not None:
+            lower = max(lower, _position(cursor, wanted))
+        rows, following = (
+            self._fold(lower, upper, limit, wanted) if wanted.delimiter else self._rows(lower, upper, limit)
+        )
+        return RangePage(
+            self.machine.revision, rows, None if following is None else _cursor(following, wanted)
+        )
+
+    def _rows(
+        self, lower: bytes, upper: bytes | None, limit: int
+    ) -> tuple[list[Item | Folded], bytes | None]:
+        page = self.machine.scan_page(lower, upper, limit, self._list_bytes_max)
+        rows: list[Item | Folded] = list(page.items())
+        return rows, self._following(page.keys[-1] + b"\0", upper) if rows else None
+
+    def _following(self, lower: bytes, upper: bytes | None) -> bytes | None:
+        """`lower` if any key stands from there on."""
+        return lower if len(self.machine.scan_page(lower, upper, 1)) else None
+
+    def _fold(
+        self, lower: bytes, upper: bytes | None, limit: int, wanted: Range
+    ) -> tuple[list[Item | Folded], bytes | None]:
+        """As `_rows`; a key with the delimiter behind the prefix stands for all that share it up to there.
+
+        One seek a folded prefix, so the cost does not grow with what is folded away.
+        """
+        rows: list[Item | Folded] = []
+        size = 0
+        at = len(wanted.prefix)
+        while len(rows) < limit and size < self._list_bytes_max:
+            page = self.machine.scan_page(lower, upper, 1)
+            if not page:
+                return rows, None
+            key = page.keys[0]
+            cut = key.find(wanted.delimiter, at)
+            if cut < 0:
+                rows.append(record.item(key, page.records[0]))
+                size += len(key) + len(page.records[0])
+                lower = key + b"\0"
+                continue
+            folded = key[: cut + len(wanted.delimiter)]
+            rows.append(Folded(folded))
+            size += len(folded)
+            following = prefix_end(folded)
+            if following is None:
+                return rows, None
+            lower = following
+        return rows, self._following(lower, upper)
+
+    @contextmanager
+    def export(self, prefix: bytes) -> Iterator[Image]:
+        """The image of this moment. Raises Overloaded beyond the bound on images that clients hold open."""
+        if self.exports >= self._exports_max:
+            raise Overloaded(
+                f"{self.exports} exports are under way already (--exports-max {self._exports_max}); "
+                "try again when one has ended"
+            )
+        self.exports += 1
+        image = self.machine.image_of_items(prefix)
+        try:
+            yield image
+        finally:
+            image.close()
+            self.exports -= 1
+
+    # --- the node ----------------------------------------------------------------------------------
+
+    async def check_ready(self, *, timeout_s: float) -> None:
+        """Returns when a linearizable read succeeds here and the node takes requests; raises why not."""
+        if self.draining:
+            raise Draining("the node is shutting down")
+        status = self.consensus.status()
+        if not status.ready:
+            raise NotReady(status.ready_reason or "the node is not ready yet")
+        await self.reach(LINEARIZABLE, timeout_s=timeout_s)
+
+    def drain(self) -> None:
+        """Takes no more writes; what is on its way is still answered. Idempotent."""
+        if not self.draining:
+            self.draining = True
+            self.consensus.drain()
+
+
+# --- idempotency -----------------------------------------------------------------------------------------
+
+
+def keyed(command: C, key: bytes, extra: bytes = b"") -> C:
+    """The command under an idempotency key, with the fingerprint of its meaning.
+
+    The meaning is the command without what a node's configuration put into it, and `extra`: what the
+    client asked for and the command does not show.
+    """
+    meaning: Command = command
+    if isinstance(meaning, Append):
+        meaning = msgspec.structs.replace(meaning, value_bytes_max=0)
+    fingerprint = hashlib.blake2b(encode(meaning) + extra, digest_size=16).digest()
+    return msgspec.structs.replace(command, idempotency=Idempotency(key, fingerprint))
+
+
+# --- ranges and their cursors ----------------------------------------------------------------------------
+
+_CURSOR_VERSION = 1
+
+
+def _bounds(wanted: Range) -> tuple[bytes, bytes | None]:
+    """The range as `lower <= key < upper`; an upper of None has no end."""
+    upper = prefix_end(wanted.prefix)
+    if wanted.end is not None:
+        upper = wanted.end if upper is None else min(upper, wanted.end)
+    return max(wanted.prefix, wanted.start), upper
+
+
+def _cursor(position: bytes, wanted: Range) -> str:
+    """Opaque to clients: the position to go on from, and a mark of the range that it belongs to."""
+    raw = msgspec.msgpack.encode((_CURSOR_VERSION, position, _mark(wanted)))
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def _position(cursor: str, wanted: Range) -> bytes:
+    try:
+        raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        version, position, mark = msgspec.msgpack.decode(raw, type=tuple[int, bytes, bytes])
+    except (ValueError, binascii.Error) as error:
+        raise BadRequest(
+            f"query parameter cursor: {cursor[:80]!r} is not a cursor; "
+            "allowed is the next_cursor of the page before"
+        ) from error
+    if version != _CURSOR_VERSION or mark != _mark(wanted):
+        raise BadRequest(
+            "query parameter cursor: it belongs to another range; allowed is the next_cursor of a page with "
+            "the same prefix, start, end and delimiter"
+        )
+    return position
+
+
+def _mark(wanted: Range) -> bytes:
+    parts = (wanted.prefix, wanted.start, wanted.end, wanted.delimiter)
+    return hashlib.blake2b(msgspec.msgpack.encode(parts), digest_size=8).digest()

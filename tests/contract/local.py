@@ -1,0 +1,133 @@
+"""A node's consensus without a cluster: commands are applied at once to a real state machine.
+
+Stands in for `raft/node.py` where a test is about HTTP. What a cluster does to a node (another leader, no
+leader, a write that never commits) is set by hand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from raftkv.errors import NoLeader, NotLeader, NotReady
+from raftkv.kv.command import Command, decode_entry, encode, encode_entry
+from raftkv.kv.machine import Machine
+from raftkv.model import Applied
+from raftkv.raft.status import JournalStatus, Leadership, NodeStatus, PeerStatus, SnapshotStatus
+
+
+@dataclass(frozen=True)
+class LocalManifest:
+    id: str
+    index: int
+    term: int
+    revision: int
+    time: str
+    bytes: int = 0
+
+
+class LocalConsensus:
+    """Leads from the start. `hold` keeps proposals waiting until `release`; `read_error` fails reads."""
+
+    def __init__(self, name: str = "n1", url: str = "http://127.0.0.1:8400") -> None:
+        self.machine = Machine()
+        self.leadership = Leadership("leader", 1, name, url)
+        self.name = name
+        self.ready = True
+        self.started = True
+        self.drained = False
+        self.staleness = 0.0
+        self.read_error: Exception | None = None
+        self.propose_error: Exception | None = None
+        self.log_time_ms = 0
+        self.proposed: list[Command] = []
+        self._go_on = asyncio.Event()
+        self._go_on.set()
+        self._applied = asyncio.Condition()
+        self._snapshots: list[LocalManifest] = []
+
+    # --- set by hand -------------------------------------------------------------------------------
+
+    def follow(self, leader: str | None, url: str | None) -> None:
+        role = "candidate" if leader is None else "follower"
+        self.leadership = Leadership(role, self.leadership.term + 1, leader, url)  # type: ignore[arg-type]
+
+    def hold(self) -> None:
+        self._go_on.clear()
+
+    def release(self) -> None:
+        self._go_on.set()
+
+    # --- what the service asks ---------------------------------------------------------------------
+
+    async def propose(self, command: Command, *, timeout_s: float) -> Applied:
+        leadership = self.leadership
+        if self.propose_error is not None:
+            raise self.propose_error
+        if leadership.role != "leader":
+            if leadership.leader is None or leadership.leader_url is None:
+                raise NoLeader("no leader is known")
+            raise NotLeader("follows", leader=leadership.leader, leader_url=leadership.leader_url)
+        self.proposed.append(command)
+        async with asyncio.timeout(timeout_s):
+            await self._go_on.wait()
+        _, (decoded,) = decode_entry(encode_entry(self.log_time_ms, [encode(command)]))
+        applied = self.machine.apply(self.machine.applied_index + 1, self.log_time_ms, decoded)
+        async with self._applied:
+            self._applied.notify_all()
+        return applied
+
+    async def read_barrier(self, *, timeout_s: float) -> None:
+        if self.read_error is not None:
+            raise self.read_error
+        if self.leadership.leader is None:
+            raise NoLeader("no leader is known")
+
+    async def wait_revision(self, revision: int, *, timeout_s: float) -> None:
+        async with asyncio.timeout(timeout_s), self._applied:
+            await self._applied.wait_for(lambda: self.machine.revision >= revision)
+
+    def status(self) -> NodeStatus:
+        leadership, index = self.leadership, self.machine.applied_index
+        me = PeerStatus(self.name, "127.0.0.1:1", "http://127.0.0.1:1", leadership.role, index, 0, True, 0)
+        others = [replace(me, name=name, role="follower", reachable=name == "n2") for name in ("n2", "n3")]
+        return NodeStatus(
+            name=self.name,
+            cluster_id="c" * 32,
+            role=leadership.role,
+            term=leadership.term,
+            leader=leadership.leader,
+            leader_url=leadership.leader_url,
+            commit_index=index,
+            applied_index=index,
+            journal=JournalStatus(1, index, 1, index, 0, 1),
+            snapshot=SnapshotStatus(None, 0, 0, 0),
+            peers=(me, *others),
+            ready=self.ready,
+            ready_reason="" if self.ready else "it waits for n2 and n3",
+            started=self.started,
+            counters={"elections": 1},
+        )
+
+    def staleness_ms(self) -> float:
+        return self.staleness
+
+    def drain(self) -> None:
+        self.drained = True
+
+    async def create_snapshot(self) -> LocalManifest:
+        await self._go_on.wait()
+        if self.read_error is not None:
+            raise NotReady("the store is away")
+        index = self.machine.applied_index
+        made = LocalManifest(f"s{index}", index, 1, self.machine.revision, "2026-01-01T00:00:00Z")
+        self._snapshots.append(made)
+        return made
+
+    def snapshots(self) -> Sequence[Any]:
+        return self._snapshots
+
+    async def transfer_leadership(self, to: str | None) -> None:
+        raise NotReady("there is nobody to hand over to")
