@@ -28,7 +28,9 @@ from raftkv.client.answers import (
     Incremented,
     Item,
     Json,
+    Problem,
     TransactionResult,
+    Unavailable,
     Value,
     Written,
     item_of,
@@ -45,6 +47,7 @@ CONNECT_SECONDS: Final = 1.0
 ATTEMPT_SECONDS_FIRST: Final = 2.5  # a paused node takes connections and never answers; doubled each time
 ATTEMPT_SECONDS_MAX: Final = 20.0
 STREAM_OPEN_SECONDS: Final = 10.0  # to the head of a stream's answer, which comes with its first line
+OPERATION_POLL_SECONDS: Final = 0.1
 CONNECTIONS_MAX: Final = 512
 PAGE_ITEMS: Final = 1000
 
@@ -372,32 +375,27 @@ class Client:
         return tuple(document.get("snapshots", ()))
 
     async def create_snapshot(self, endpoint: str | None = None, *, timeout_s: float | None = None) -> Json:
-        """Asks for a snapshot and waits until it is there."""
+        """Asks one node for a snapshot and waits until it is durable there."""
         deadline = self._deadline(timeout_s)
-        course = Course(write=False, keyed=False, random=self._random)
-        answer = await self._run(
-            course, "POST", "/v1/snapshots", {}, b"", {}, deadline=deadline, only=endpoint, to_leader=False
-        )
+        answer = await self._ask("POST", "/v1/snapshots", endpoint, deadline)
+        node = endpoint or self._node()  # operations are the node's own
+        where = answer.headers.get("location", "").removeprefix(node)
         document = answer.json()
-        while answer.status == 202 or document.get("state") in ("pending", "running"):
-            where = answer.headers.get("location", f"/v1/operations/{document.get('id')}")
-            at = origin_of(where) or endpoint or self._node()
-            path = where.removeprefix(at)
-            await asyncio.sleep(0.1)
-            answer = await self._run(
-                Course(write=False, keyed=False, random=self._random),
-                "GET",
-                path,
-                {},
-                b"",
-                {},
-                deadline=deadline,
-                only=at,
-                to_leader=False,
-            )
-            document = answer.json()
-        result = document.get("result", document)
+        while document.get("state") == "running":
+            await asyncio.sleep(OPERATION_POLL_SECONDS)
+            document = (await self._ask("GET", where, node, deadline)).json()
+        if document.get("state") == "failed":
+            detail = str(document.get("detail", ""))
+            raise Unavailable(Problem(0, "snapshot_failed", detail, "not_applied", retryable=True))
+        result = document.get("result")
         return result if isinstance(result, dict) else document
+
+    async def _ask(self, method: str, path: str, only: str | None, deadline: float) -> Answer:
+        """What may be asked any number of times."""
+        course = Course(write=False, keyed=False, random=self._random)
+        return await self._run(
+            course, method, path, {}, b"", {}, deadline=deadline, only=only, to_leader=False
+        )
 
     # --- requests and their attempts ----------------------------------------------------------------
 
@@ -486,15 +484,14 @@ class Client:
     ) -> Answer:
         """The request's attempts, until its course ends or its deadline is there."""
         loop = asyncio.get_running_loop()
-        keyed = "Idempotency-Key" in headers
-        patience_s = ATTEMPT_SECONDS_FIRST if keyed or method == "GET" else TIMEOUT_SECONDS_MAX
+        patience_s = ATTEMPT_SECONDS_FIRST if course.repeatable else TIMEOUT_SECONDS_MAX
         origin = only or self.route(to_leader=to_leader)
         while True:
             left_s = deadline - loop.time()
             if left_s <= 0:
                 raise course.out_of_time()
             url = url_of(origin, path, query)
-            session = self.session(fresh=to_leader and not keyed)
+            session = self.session(fresh=not course.repeatable)
             answer, step = await self._attempt(
                 course, session, method, url, body, headers, min(left_s, patience_s)
             )
@@ -685,7 +682,7 @@ def _integer(document: Json, name: str) -> int:
 
 
 def _previous(document: Json) -> Item | None:
-    previous = document.get("previous", document.get("prev"))
+    previous = document.get("prev")
     return item_of(previous) if isinstance(previous, dict) else None
 
 

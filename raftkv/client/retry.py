@@ -66,7 +66,7 @@ class Course:
 
     def __init__(self, *, write: bool, keyed: bool, random: Random) -> None:
         self._write = write
-        self._repeatable = keyed or not write
+        self.repeatable = keyed or not write
         self._random = random
         self._doubt: Problem | None = None
         self._last: Problem | None = None
@@ -124,7 +124,7 @@ class Course:
         self._last = problem
         if self._write and problem.outcome == "unknown":
             self._doubt = problem
-            if not self._repeatable:
+            if not self.repeatable:
                 return Fail(OutcomeUnknown(problem))
         ceiling = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS_FIRST * 2**self._waits)
         self._waits = min(self._waits + 1, 16)

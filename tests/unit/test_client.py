@@ -292,6 +292,27 @@ async def test_keys_rise_and_at_most_256_writes_are_under_way() -> None:
     assert most == 256
 
 
+async def test_a_snapshot_is_waited_for_on_the_node_that_makes_it() -> None:
+    def operation(**more: object) -> bytes:
+        return json.dumps({"id": "snapshot-1", "kind": "snapshot", **more}).encode()
+
+    started = Reply(202, operation(state="running"), {"Location": "/v1/operations/snapshot-1"})
+    async with (
+        FakeNode(
+            started,
+            Reply(200, operation(state="running")),
+            Reply(200, operation(state="done", result={"id": "s9"})),
+            started,
+            Reply(200, operation(state="failed", detail="no room")),
+        ) as node,
+        Client([refused_port(), node.url]) as client,
+    ):
+        assert await client.create_snapshot() == {"id": "s9"}
+        with pytest.raises(Unavailable, match="no room"):
+            await client.create_snapshot()
+        assert node.requests[1].target == "/v1/operations/snapshot-1"
+
+
 async def test_a_given_idempotency_key_is_used_as_it_is() -> None:
     async with FakeNode(written()) as node, Client(node.url, idempotent=False) as client:
         await client.put("k", b"v", idempotency_key="mine")
