@@ -144,6 +144,12 @@ class Machine:
         machine._idempotency.look()
         return machine
 
+    def discard(self) -> None:
+        """Lets go of a machine that another one has replaced, on any thread. Without it, whoever drops the
+        last reference is held while everything is freed: 0.1 s a million keys."""
+        for _, table in self._sections():
+            table.clear()
+
     def _sections(self) -> list[tuple[Section, Table]]:
         idempotency = self._idempotency
         return [
@@ -259,14 +265,11 @@ class Machine:
         return Incremented(revision, total)
 
     def _delete_prefix(self, command: DeletePrefix) -> Deleted:
-        limit = max(command.limit, 0)
-        keys, _, rest = self._items.read(command.prefix, prefix_end(command.prefix), limit)
-        for key in keys:
-            self._items.delete(key)
-        if keys:
+        end = prefix_end(command.prefix)
+        deleted = self._items.delete_first(command.prefix, end, command.limit)
+        if deleted:
             self.revision += 1
-        more = rest is not None and bool(self._items.read(rest, prefix_end(command.prefix), 1)[0])
-        return Deleted(self.revision, len(keys), more)
+        return Deleted(self.revision, deleted, more=bool(self._items.read(command.prefix, end, 1)[0]))
 
     def _transaction(self, transaction: Transaction) -> TransactionDone | OperationFailure:
         before = self.revision

@@ -55,6 +55,7 @@ Steps = st.lists(
     st.tuples(st.just("set"), Keys, Values)
     | st.tuples(st.just("delete"), Keys)
     | st.tuples(st.just("delete range"), Keys, Keys)
+    | st.tuples(st.just("delete first"), Keys, Bounds, st.integers(0, 40))
     | st.tuples(st.just("view"), Keys | st.just(b""), Bounds)
     | st.tuples(st.just("read"), st.integers(0, 3), st.integers(1, 9), st.none() | st.integers(0, 20))
     | st.tuples(st.just("close"), st.integers(0, 3)),
@@ -82,6 +83,12 @@ def test_table_and_its_views_agree_with_a_dict(
             case ("delete range", bytes(low), bytes(high)):
                 for key in pairs(table, low, high):
                     assert table.delete(key) == model.pop(key)
+            case ("delete first", bytes(low), high, int(count)):
+                assert high is None or isinstance(high, bytes)
+                doomed = sorted(k for k in model if k >= low and (high is None or k < high))[:count]
+                assert table.delete_first(low, high, count) == len(doomed)
+                for key in doomed:
+                    del model[key]
             case ("view", bytes(start), end):
                 assert end is None or isinstance(end, bytes)
                 seen = {k: v for k, v in model.items() if k >= start and (end is None or k < end)}
@@ -228,3 +235,26 @@ def test_a_view_keeps_only_what_it_has_yet_to_pass() -> None:
     assert view.read(5) == ([], [])
     table.set(b"50", b"newer")
     assert view.kept == 0
+
+
+def test_a_page_costs_a_page_also_where_everything_was_deleted_behind_the_view() -> None:
+    table = Table()
+    for n in range(2_000):
+        table.set(b"%04d" % n, b"old")
+    view = table.view()
+    assert table.delete_first(b"", None, 5_000) == 2_000
+    for n in range(2_000):
+        block, _, upper = table._segment(0, b"%04d" % n, None, view._kept)
+        assert len(block) <= 2 * table_module.BLOCK_KEYS_MAX
+        assert upper is None or upper > b"%04d" % n
+    assert len(view.read(10)[0]) == 10
+    assert len(view.read(5_000)[0]) == 1_990
+
+
+def test_clear_leaves_an_empty_table() -> None:
+    table = Table()
+    for n in range(50):
+        table.set(b"%d" % n, b"x")
+    table.clear()
+    check_structure(table)
+    assert (table.count, table.bytes, pairs(table)) == (0, 0, {})
