@@ -1,0 +1,221 @@
+"""The composition root: from a `Config` to a running node, and back down in order.
+
+Up: disk -> raft port -> API. The API listens last but before the cluster has formed, so that a person and
+a probe can ask what the node waits for.
+
+Down, on SIGTERM or SIGINT: readiness turns false and new writes are refused; what was taken is answered
+and leadership handed over; then the API, the engine and the disk close. At most 10 s in all, exit code 0.
+A node that can't be sure of its data does not come down in order: it says why and exits 1 at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TextIO
+
+import uvloop
+
+from raftkv.api.app import ApiServer, start_api
+from raftkv.config import Config
+from raftkv.errors import ConfigError, Fatal
+from raftkv.kv import collector
+from raftkv.raft.compaction import CompactionLimits
+from raftkv.raft.core import Timing
+from raftkv.raft.node import NodeSettings, RaftNode
+from raftkv.raft.transport import Limits as TransportLimits
+from raftkv.service import KVService
+from raftkv.snapshot.directory import DirectoryStore
+
+log = logging.getLogger("raftkv.server")
+
+# SIGTERM to exit: 10 s at most. Answering and handing over may take this much of it.
+LEAVE_S = 6.0
+# Open connections get this long to take the answers that are on their way to them.
+API_CLOSE_S = 2.0
+
+EXIT_OK, EXIT_FATAL, EXIT_USAGE = 0, 1, 2
+
+
+def run(config: Config) -> int:
+    """Runs one node until a signal or a fatal error; the exit code. One process, one loop."""
+    configure_log(config.log_format, config.log_level, config.name, sys.stderr)
+    for warning in config.warnings:
+        log.warning("config_warning %s", warning)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_Node(config).run())
+    except ConfigError as error:
+        return _report(error, EXIT_USAGE)
+    except Fatal as error:
+        return _report(error, EXIT_FATAL)
+
+
+def _report(error: Fatal, code: int) -> int:
+    log.error("node_stopped code=%s %s", error.code, error)
+    print(f"raftkv serve: {error}", file=sys.stderr, flush=True)
+    return code
+
+
+class _Node:
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._ended: asyncio.Future[None]
+
+    async def run(self) -> int:
+        config = self._config
+        loop = asyncio.get_running_loop()
+        self._ended = loop.create_future()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        node = RaftNode(node_settings(config), open_store=store_opener(config), on_fatal=self._on_fatal)
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(node.stop)
+            await node.start()
+            service = make_service(config, node)
+            host, port = config.api
+            api = await start_api(
+                service, host=host, port=port, limits=config.limits, route=config.route, ops=config.ops_listen
+            )
+            stack.push_async_callback(api.close)
+            collector.settle()
+            announcement = asyncio.create_task(self._announce(node, api))
+            stack.callback(announcement.cancel)
+            await self._ended
+            await self._leave(node, service, api)
+        return EXIT_OK
+
+    async def _announce(self, node: RaftNode, api: ApiServer) -> None:
+        """One line on stdout, once: this node is ready."""
+        host = self._config.api[0]
+        log.info(
+            "node_listens api=%s:%d raft=%s:%d data=%s",
+            host,
+            api.port,
+            *self._config.raft,
+            self._config.data_dir,
+        )
+        await node.wait_ready()
+        print(
+            f"raftkv: {self._config.name} is ready at {self._config.client_url} "
+            f"(cluster {node.status().cluster_id}, leader {node.leadership.leader})",
+            flush=True,
+        )
+
+    def _on_signal(self, number: int) -> None:
+        log.info("signal_received signal=%s", signal.Signals(number).name)
+        if not self._ended.done():
+            self._ended.set_result(None)
+
+    def _on_fatal(self, error: Fatal) -> None:
+        """Nothing that this process does counts any more: be gone before another answer leaves."""
+        if not self._ended.done():
+            self._ended.set_exception(error)
+        sys.stdout.flush()
+        os._exit(_report(error, EXIT_FATAL))
+
+    async def _leave(self, node: RaftNode, service: KVService, api: ApiServer) -> None:
+        service.drain()
+        await node.leave(timeout_s=LEAVE_S)
+        try:
+            async with asyncio.timeout(API_CLOSE_S):
+                await api.drain()
+        except TimeoutError:
+            log.warning("connections_cut after_s=%s", API_CLOSE_S)
+
+
+# --- from Config to plain values ---------------------------------------------------------------------
+
+
+def node_settings(config: Config) -> NodeSettings:
+    return NodeSettings(
+        name=config.name,
+        data_dir=config.data_dir,
+        members=config.members,
+        secret=config.secret,
+        listen=config.raft,
+        timing=Timing(
+            election_timeout_s_min=config.election_timeout_ms_min / 1000,
+            election_timeout_s_max=config.election_timeout_ms_max / 1000,
+            heartbeat_s=config.heartbeat_ms / 1000,
+        ),
+        compaction=CompactionLimits(
+            log_entries_max=config.snapshot_entries_max,
+            log_bytes_max=config.snapshot_log_bytes_max,
+        ),
+        transport=TransportLimits(
+            handshake_seconds_max=config.limits.raft_handshake_seconds_max,
+            # Several election timeouts: a peer that says nothing for so long is not coming back on this link.
+            peer_timeout_ms=2 * config.election_timeout_ms_max,
+        ),
+    )
+
+
+def store_opener(config: Config) -> Callable[[Path], DirectoryStore]:
+    """The local snapshots: what the journal is compacted behind. Raises ConfigError for another scheme."""
+    url = config.snapshots
+    if url is None:
+        return lambda data_dir: DirectoryStore.open(data_dir / "snapshots")
+    if not url.startswith("file:///"):
+        raise ConfigError(
+            f"snapshots {url!r}: this release keeps snapshots in a directory; give file:///ABSOLUTE/PATH, "
+            "or leave it out for snapshots/ in the data directory"
+        )
+    # Nodes may share the URL, never the directory: each compacts behind its own snapshots.
+    path = Path(url.removeprefix("file://")) / config.name
+    return lambda _data_dir: DirectoryStore.open(path)
+
+
+def make_service(config: Config, node: RaftNode) -> KVService:
+    limits = config.limits
+    return KVService(
+        node,
+        name=config.name,
+        writes_in_flight_max=limits.writes_in_flight_max,
+        write_bytes_in_flight_max=limits.write_bytes_in_flight_max,
+        reads_in_flight_max=limits.reads_in_flight_max,
+        idempotency_bytes_max=limits.idempotency_bytes_max,
+        list_bytes_max=limits.list_bytes_max,
+        exports_max=limits.exports_max,
+    )
+
+
+def configure_log(form: str, level: str, node: str, stream: TextIO) -> None:
+    """Events on `stream`, one a line: `time LEVEL logger event key=value …`, or the same as JSON."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(_JsonLines(node) if form == "json" else _TextLines())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.getLogger("aiohttp").setLevel(logging.WARNING)
+
+
+class _TextLines(logging.Formatter):
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+
+    converter = staticmethod(time.gmtime)
+
+
+class _JsonLines(logging.Formatter):
+    def __init__(self, node: str) -> None:
+        super().__init__()
+        self._node = node
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": record.created,
+            "level": record.levelname,
+            "logger": record.name,
+            "node": self._node,
+            "event": record.getMessage(),
+        }
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line)
