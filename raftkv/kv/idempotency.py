@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import re
 import struct
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -67,6 +67,26 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
 
 
+class Known(NamedTuple):
+    """What a keyed command gets without being run. `replayed`: it is the stored outcome."""
+
+    result: Result
+    replayed: bool
+
+
+class Place(NamedTuple):
+    """Where a new outcome goes: a plain key (n is 0), or a client's n with what its header says.
+
+    A tuple rather than a dataclass: one is made for every keyed write, and costs a quarter.
+    """
+
+    name: bytes
+    n: int = 0
+    session: int = -1  # none yet
+    highest: int = 0
+    queued_ms: int = 0
+
+
 class IdempotencyTable:
     """What `Machine` asks before and tells after each keyed command."""
 
@@ -93,51 +113,43 @@ class IdempotencyTable:
             self.records + self.clients.count
         )
 
-    def find(self, key: bytes, fingerprint: bytes, now_ms: int) -> tuple[Result, bool] | None:
-        """`(answer, replayed)` for a key that can't be run again; None where the command is new."""
-        match = _CLIENT_KEY.fullmatch(key)
-        if match is not None:
-            return self._find_in_window(match[1], int(match[2]), fingerprint, now_ms)
-        stored = self.plain.get(key)
-        if stored is None:
-            return None
-        return _answer(_decode(stored), fingerprint)
-
-    def _find_in_window(
-        self, client: bytes, n: int, fingerprint: bytes, now_ms: int
-    ) -> tuple[Result, bool] | None:
-        header = self.clients.get(client)
-        if header is None:
-            return None
-        session, highest, _, queued_ms = _CLIENT.unpack(header)
-        lowest = highest - WINDOW + 1
-        stored = self.outcomes.get(_OUTCOME_KEY.pack(session, n))
-        if stored is None and n >= lowest:
-            return None
-        self.clients.set(client, _CLIENT.pack(session, highest, now_ms, queued_ms))  # heard, hence not idle
-        if stored is None or n < lowest:
-            return IdempotencyExpired(lowest), False
-        return _answer(_decode(stored), fingerprint)
-
-    def keep(self, key: bytes, fingerprint: bytes, result: Result, now_ms: int) -> None:
-        """Stores the outcome of a command for which `find` knew nothing."""
+    def find(self, key: bytes, fingerprint: bytes, now_ms: int) -> Known | Place:
+        """The answer for a key that can't be run again; or, where the command is new, what `keep` needs."""
         match = _CLIENT_KEY.fullmatch(key)
         if match is None:
-            self.plain.set(key, _encode((now_ms, fingerprint, _tuple_of(result))))
-            self._enqueue(b"p", key, now_ms)
-            return
+            stored = self.plain.get(key)
+            return Place(key) if stored is None else _answer(_decode(stored), fingerprint)
         client, n = match[1], int(match[2])
         header = self.clients.get(client)
         if header is None:
+            return Place(client, n)
+        session, highest, _, queued_ms = _CLIENT.unpack(header)
+        if n > highest:
+            return Place(client, n, session, highest, queued_ms)
+        stored = self.outcomes.get(_OUTCOME_KEY.pack(session, n))
+        lowest = highest - WINDOW + 1
+        if stored is None and n >= lowest:
+            return Place(client, n, session, highest, queued_ms)
+        self.clients.set(client, _CLIENT.pack(session, highest, now_ms, queued_ms))  # heard, hence not idle
+        if stored is None or n < lowest:
+            return Known(IdempotencyExpired(lowest), False)
+        return _answer(_decode(stored), fingerprint)
+
+    def keep(self, place: Place, fingerprint: bytes, result: Result, now_ms: int) -> None:
+        """Stores the outcome of a command for which `find` just gave that place."""
+        name, n, session, highest, queued_ms = place
+        if n == 0:
+            self.plain.set(name, _encode((now_ms, fingerprint, _tuple_of(result))))
+            self._enqueue(b"p", name, now_ms)
+            return
+        if session < 0:
             session, highest, queued_ms = self.sequence, n, now_ms
-            self._enqueue(b"c", b"c" + client, now_ms)
-        else:
-            session, highest, _, queued_ms = _CLIENT.unpack(header)
-            if n > highest:
-                for passed in range(max(highest - WINDOW, 0) + 1, min(n - WINDOW, highest) + 1):
-                    self.outcomes.delete(_OUTCOME_KEY.pack(session, passed))
-                highest = n
-        self.clients.set(client, _CLIENT.pack(session, highest, now_ms, queued_ms))
+            self._enqueue(b"c", b"c" + name, now_ms)
+        elif n > highest:
+            for passed in range(max(highest - WINDOW, 0) + 1, min(n - WINDOW, highest) + 1):
+                self.outcomes.delete(_OUTCOME_KEY.pack(session, passed))
+            highest = n
+        self.clients.set(name, _CLIENT.pack(session, highest, now_ms, queued_ms))
         self.outcomes.set(_OUTCOME_KEY.pack(session, n), _encode((fingerprint, _tuple_of(result))))
 
     def expire(self, now_ms: int) -> None:
@@ -194,11 +206,11 @@ class IdempotencyTable:
         self.due_ms = min(self.due_ms, now_ms + KEEP_MS)
 
 
-def _answer(outcome: list[Any], fingerprint: bytes) -> tuple[Result, bool]:
+def _answer(outcome: list[Any], fingerprint: bytes) -> Known:
     *_, original, result = outcome
     if original != fingerprint:
-        return IdempotencyMismatch(), False
-    return _result_of(result), True
+        return Known(IdempotencyMismatch(), False)
+    return Known(_result_of(result), True)
 
 
 # --- results as msgpack arrays: a tag, then the fields in their order -----------------------------------
@@ -218,7 +230,7 @@ def _item_tuple(item: Item | None) -> tuple[Any, ...] | None:
 
 
 def _tuple_of(result: Result | Got) -> tuple[Any, ...]:
-    match result:
+    match result:  # the most frequent first
         case Written(revision, created, previous):
             return "w", revision, created, _item_tuple(previous)
         case Deleted(revision, deleted, more, previous):

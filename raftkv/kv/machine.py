@@ -28,7 +28,7 @@ from raftkv.kv.command import (
     Put,
     Transaction,
 )
-from raftkv.kv.idempotency import IdempotencyTable
+from raftkv.kv.idempotency import IdempotencyTable, Known
 from raftkv.kv.image import Image, MachineState, Page, Section
 from raftkv.kv.record import Key, Record
 from raftkv.kv.table import Block, Table
@@ -176,11 +176,11 @@ class Machine:
         keyed = command.idempotency
         if keyed is None or not keyed.key:
             return Applied(index, self._run(command))
-        known = self._idempotency.find(keyed.key, keyed.fingerprint, self.log_time_ms)
-        if known is not None:
-            return Applied(index, known[0], known[1])
+        found = self._idempotency.find(keyed.key, keyed.fingerprint, self.log_time_ms)
+        if isinstance(found, Known):
+            return Applied(index, found.result, found.replayed)
         result = self._run(command)
-        self._idempotency.keep(keyed.key, keyed.fingerprint, result, self.log_time_ms)
+        self._idempotency.keep(found, keyed.fingerprint, result, self.log_time_ms)
         return Applied(index, result)
 
     def _run(self, command: Command) -> Result:
