@@ -74,7 +74,7 @@ class Batch:
     cut_below: int | None  # the lowest index that a truncation in here started from
     last_index: int  # of the entries in here; 0: none
     first_index: int  # where the log starts once this is durable
-    released: list[LogEntry]  # dropped from memory; freed on the worker, a few at a time
+    released: list[list[LogEntry]]  # dropped from memory; freed on the worker, a few at a time
 
 
 class Wal:
@@ -147,7 +147,7 @@ class Wal:
         self._record_count = 0
         self._cut_below: int | None = None
         self._staged_index = 0
-        self._released: list[LogEntry] = []
+        self._released: list[list[LogEntry]] = []
         self._before = self._carry()
         self._on_its_way: Batch | None = None
         self._durable_first_index = self._log[0][1] if self._log else 0
@@ -174,7 +174,7 @@ class Wal:
         index = self._log[entryFrom][1]
         self._stage(encode_truncate(index))
         self._forget_from(index)
-        self._released += self._log[entryFrom:]
+        self._released.append(self._log[entryFrom:])
         del self._log[entryFrom:], self._positions[entryFrom:], self._ends[entryFrom:]
         self._commit_index = min(self._commit_index, index - 1)
 
@@ -237,14 +237,15 @@ class Wal:
             return
         self._stage(payload_head(KIND_COMPACT, index, term, len(payload)), payload)
         self._bytes_before = self._ends[at - 1]
-        self._released += self._log[:at]
-        del self._log[:at], self._positions[:at], self._ends[:at]
+        # What stays is copied: far less, after a snapshot, than what goes, which the worker frees.
+        self._released.append(self._log)
+        self._log, self._positions, self._ends = self._log[at:], self._positions[at:], self._ends[at:]
 
     def reset(self, index: int, term: int, payload: bytes) -> None:
         """The whole log becomes the one entry at a snapshot's index."""
         self._stage(payload_head(KIND_RESET, index, term, len(payload)), payload)
         self._forget_from(1)
-        self._released += self._log
+        self._released.append(self._log)
         self._bytes_before = self._total_bytes
         self._log, self._positions, self._ends = [], array("Q"), array("Q")
         self._keep((payload, index, term))
@@ -287,8 +288,9 @@ class Wal:
         if batch.cut_below is not None:
             writer.cut_below(batch.cut_below)
         writer.needs(batch.last_index)
-        while batch.released:
-            del batch.released[-RELEASED_AT_ONCE:]
+        for entries in batch.released:
+            while entries:
+                del entries[-RELEASED_AT_ONCE:]
 
     def synced(self, batch: Batch) -> None:
         """Back on the loop, after `write` returned."""

@@ -10,6 +10,7 @@ import itertools
 import random
 import zlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -104,6 +105,18 @@ def outcome(files: Files) -> tuple[object, ...] | None:
 
 def test_the_decision_table_is_complete() -> None:
     assert set(DECISIONS) == set(itertools.product(What, Where))
+
+
+def test_the_documented_table_is_the_one_that_decides() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "journal-format.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|\n ").split("|")] for line in text.splitlines()]
+    documented = {
+        (What[row[0]], where): row[1 + number]
+        for row in rows
+        if len(row) == 4 and row[0] in What.__members__
+        for number, where in enumerate((Where.SETTLED, Where.SEALED, Where.TAIL))
+    }
+    assert documented == {case: action.name for case, action in DECISIONS.items()}
 
 
 def test_the_journals_of_these_tests_have_what_they_are_about() -> None:
