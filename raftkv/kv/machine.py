@@ -145,10 +145,12 @@ class Machine:
         return machine
 
     def discard(self) -> None:
-        """Lets go of a machine that another one has replaced, on any thread. Without it, whoever drops the
-        last reference is held while everything is freed: 0.1 s a million keys."""
+        """Lets go of a machine that another one has replaced, on a worker thread. Without it, whoever drops
+        the last reference is held while everything is freed: 0.1 s a million keys. Tables of which an image
+        is still open are left to that image."""
         for _, table in self._sections():
-            table.clear()
+            if not table.viewed:
+                table.clear()
 
     def _sections(self) -> list[tuple[Section, Table]]:
         idempotency = self._idempotency

@@ -239,6 +239,11 @@ class Table:
         self.count += len(keys)
         self.bytes += sum(map(len, keys)) + sum(map(len, values))
 
+    @property
+    def viewed(self) -> bool:
+        """A view is open."""
+        return bool(self._views)
+
     def view(self, start: bytes = b"", end: bytes | None = None) -> TableView:
         view = TableView(self, start, end)
         self._views.append(view)

@@ -78,9 +78,9 @@ class DirectoryStore:
         _remove_chunks(self._disk, snapshot)
 
     def retain(self, count: int) -> None:
-        manifests = self.list()
-        for manifest in manifests[: max(len(manifests) - count, 0)]:
-            self.delete(manifest.id)
+        snapshots = self._ids()
+        for snapshot in snapshots[: max(len(snapshots) - count, 0)]:
+            self.delete(snapshot)
 
     def _remove_unfinished(self) -> None:
         names = set(self._disk.names())
@@ -95,12 +95,14 @@ class DirectoryStore:
     # --- reading -----------------------------------------------------------------------------------
 
     def list(self) -> list[Manifest]:
-        snapshots = sorted(
+        return [self.manifest(snapshot) for snapshot in self._ids()]
+
+    def _ids(self) -> Sequence[str]:
+        return sorted(
             snapshot
             for name in self._disk.names()
             if (snapshot := codec.snapshot_of_file(name)) is not None and name == manifest_name(snapshot)
         )
-        return [self.manifest(snapshot) for snapshot in snapshots]
 
     def manifest(self, snapshot: str) -> Manifest:
         name = manifest_name(snapshot)

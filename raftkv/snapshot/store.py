@@ -10,6 +10,7 @@ write (`begin`, `receive`, `delete`, `retain`) from one at a time.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from typing import Protocol
@@ -26,6 +27,8 @@ from raftkv.snapshot.codec import (
     encode_page,
     snapshot_id,
 )
+
+_SAME_STATE_MAX = 1_000  # snapshots of one index within a second: a clock that stands still, or a bug
 
 
 class Publication(Protocol):
@@ -79,7 +82,7 @@ class Store(Protocol):
         """Raises SnapshotMissing."""
 
     def retain(self, count: int) -> None:
-        """Deletes all but the newest `count`."""
+        """Deletes all but the newest `count`, by their ids: what can't be read goes like the rest."""
 
     def location(self, name: str) -> str:
         """Where the file `name` is, for messages."""
@@ -147,21 +150,23 @@ class SnapshotWriter:
 
     def _begun(self) -> Publication:
         if self._publication is None:
-            self._time_ms = self._store.time_ms()
-            taken = {manifest.id for manifest in self._store.list()}
-            while self._name() in taken:  # at most once for each snapshot there is
-                self._time_ms += 1
-            self._id = self._name()
-            self._publication = self._store.begin(self._id)
+            self._publication = self._begin()
         return self._publication
 
-    def _name(self) -> str:
-        return snapshot_id(
-            index=self._state.index,
-            term=self._term,
-            revision=self._state.revision,
-            time_ms=self._time_ms,
-            cluster=self._cluster,
+    def _begin(self) -> Publication:
+        first_ms = self._store.time_ms()
+        for self._time_ms in range(first_ms, first_ms + _SAME_STATE_MAX):
+            self._id = snapshot_id(
+                index=self._state.index,
+                term=self._term,
+                revision=self._state.revision,
+                time_ms=self._time_ms,
+                cluster=self._cluster,
+            )
+            with contextlib.suppress(FileExistsError):
+                return self._store.begin(self._id)
+        raise FileExistsError(
+            f"there are {_SAME_STATE_MAX} snapshots of this very state and time: {self._id}"
         )
 
     def _manifest(self) -> Manifest:

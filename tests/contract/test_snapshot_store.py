@@ -179,6 +179,14 @@ def test_an_unreadable_manifest_is_never_a_shorter_list(store: Store, tmp_path: 
         store.list()
 
 
+def test_an_unreadable_snapshot_stops_neither_new_ones_nor_retention(store: Store, tmp_path: Path) -> None:
+    old = publish(store, a_machine(1, 5))
+    (tmp_path / "snapshots" / manifest_name(old.id)).write_bytes(b"{}")
+    newer = [publish(store, a_machine(1, keys)) for keys in (7, 7, 9)]
+    store.retain(2)
+    assert store.list() == newer[1:]
+
+
 def test_a_manifest_under_another_name_is_refused(store: Store, tmp_path: Path) -> None:
     manifest = publish(store, a_machine(1, 5))
     other = manifest.id.replace("0006-", "0009-", 1)

@@ -342,6 +342,19 @@ def test_whatever_decodes_applies_and_survives_a_snapshot(entries: list[tuple[in
     assert again.idempotency_bytes == machine.idempotency_bytes
 
 
+def test_discarding_a_replaced_machine_spares_open_images() -> None:
+    for opened in (True, False):
+        machine = Machine()
+        for n in range(50):
+            machine.apply(n, 0, Put(b"%02d" % n, b"v", idempotency=Idempotency(b"c/%d" % (n + 1), b"")))
+        image = machine.image_of_items() if opened else None
+        machine.discard()
+        assert machine.idempotency_records == 0
+        assert machine.keys == (50 if opened else 0)
+        if image is not None:
+            assert sum(map(len, pages(image))) == 50
+
+
 @given(st.lists(st.tuples(st.integers(0, 40_000), st.integers(0, 8)), max_size=200), st.integers(0, 200))
 def test_expiry_goes_on_after_a_reload_as_it_would_have(keyed: list[tuple[int, int]], reload_at: int) -> None:
     machine, twin = Machine(), Machine()
