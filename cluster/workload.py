@@ -57,7 +57,7 @@ class Client:
     """One operation at a time, each recorded.
 
     `endpoints` are where a node is reached, which may be through a proxy; `advertised` names the node behind
-    the address in a redirect. Without `redirects` a 307 counts as "not applied".
+    the address in a redirect. Requests go to any of `entries` first (default: every node).
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Client:
         random: Random,
         *,
         advertised: Mapping[Address, str] | None = None,
-        redirects: bool = True,
+        entries: Sequence[str] | None = None,
         attempt_timeout_s: float = 2.0,
         give_up_s: float = 15.0,
     ) -> None:
@@ -76,10 +76,9 @@ class Client:
         self.seen: dict[str, Seen] = {}
         self._recorder = recorder
         self._random = random
-        self._nodes = list(endpoints)
+        self._entries = list(endpoints if entries is None else entries)
         self._advertised = dict(advertised or {address: node for node, address in endpoints.items()})
         self._connections = {node: Connection(address) for node, address in endpoints.items()}
-        self._redirects = redirects
         self._attempt_timeout_s = attempt_timeout_s
         self._give_up_s = give_up_s
         self._numbers = itertools.count(1)
@@ -175,7 +174,7 @@ class Client:
         clock = asyncio.get_running_loop().time
         deadline = clock() + self._give_up_s
         may_have_happened = False
-        target = node or self._random.choice(self._nodes)
+        target = node or self._random.choice(self._entries)
         redirects = 0
         while True:
             nodes.append(target)
@@ -190,7 +189,7 @@ class Client:
             if clock() >= deadline or (may_have_happened and not repeatable):
                 return Reply("unknown" if may_have_happened else "not_applied", detail=reply.detail)
             await asyncio.sleep(self._random.uniform(*PAUSE_SECONDS))
-            target = node or self._random.choice(self._nodes)
+            target = node or self._random.choice(self._entries)
             redirects = 0
 
     async def _attempt(self, node: str, request: Request) -> Reply:
@@ -212,8 +211,6 @@ class Client:
         if answer.status in (200, 201, 304, 404, 412) and _is_ours(answer):
             return Reply("ok", final=True, answer=answer)
         if answer.status == 307:
-            if not self._redirects:
-                return Reply("not_applied", detail="redirected")
             parts = urlsplit(answer.headers["location"])
             return Reply("not_applied", redirect=self._advertised[parts.hostname or "", parts.port or 80])
         problem = _problem(answer)

@@ -115,6 +115,6 @@ async def test_a_kept_connection_that_the_server_closed_is_replaced() -> None:
     async with serving(handler) as connection:
         await connection.request("PUT", "/", timeout_s=5)
         async with asyncio.timeout(5):
-            while not connection.stale:
+            while not connection.stale:  # noqa: ASYNC110 - no event tells of it
                 await asyncio.sleep(0)
         assert (await connection.request("PUT", "/", timeout_s=5)).status == 200
