@@ -18,7 +18,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -39,6 +39,7 @@ from raftkv.kv.image import Image
 from raftkv.kv.machine import Machine, prefix_end
 from raftkv.model import Applied, IdempotencyMismatch, Item
 from raftkv.raft.status import Leadership, NodeStatus
+from raftkv.snapshot.codec import Manifest
 
 Consistency = Literal["linearizable", "stale"]
 C = TypeVar("C", bound=Command)
@@ -61,8 +62,8 @@ class Consensus(Protocol):
     def status(self) -> NodeStatus: ...
     def staleness_ms(self) -> float: ...
     def drain(self) -> None: ...
-    async def create_snapshot(self) -> Any: ...
-    def snapshots(self) -> Sequence[Any]: ...
+    async def create_snapshot(self) -> Manifest: ...
+    def snapshots(self) -> Sequence[Manifest]: ...
     async def transfer_leadership(self, to: str | None) -> None: ...
 
 

@@ -26,6 +26,7 @@ from raftkv.api.calls import Body, Buffered, Call, Streamed
 from raftkv.api.connection import Connection, Exchange, Sent, http_date
 from raftkv.api.errors import (
     PROBLEM,
+    HttpVersionNotSupported,
     InternalError,
     InternalErrorOnWrite,
     problem,
@@ -170,6 +171,7 @@ class ApiServer:
             try:
                 headers = collect_headers(message.raw_headers)
                 request_id = request_id_of(headers) or self.new_request_id()
+                check_version(message.version)
                 target = message.path.encode("utf-8", "surrogateescape")
                 path, query = split_target(target)
                 found = match(message.method, path, query_names(query), ops=ops)
@@ -189,7 +191,8 @@ class ApiServer:
                 check_expect(headers)
                 made = await self._handle(call)
             except RaftkvError as error:
-                made = self.problem_answer(error, request_id or self.new_request_id(), effect == "write")
+                request_id = request_id or self.new_request_id()
+                made = self.problem_answer(error, request_id, effect == "write")
             except ConnectionError:
                 raise
             except Exception as error:  # noqa: BLE001  # the edge: whatever it is, the client is told
@@ -304,6 +307,14 @@ def redirect(call: Call, error: NotLeader) -> Answer:
     location = error.leader_url + target.decode("utf-8", "surrogateescape")
     body = encode_json({"leader": error.leader, "location": error.leader_url})
     return Answer(307, body, JSON, (("Location", location),))
+
+
+def check_version(version: tuple[int, int]) -> None:
+    """The parser lets HTTP/0.9 through, and other versions that never were."""
+    if version != (1, 1) and version != (1, 0):
+        raise HttpVersionNotSupported(
+            f"HTTP/{version[0]}.{version[1]} is not supported; allowed: HTTP/1.1, HTTP/1.0"
+        )
 
 
 def check_expect(headers: dict[str, str]) -> None:

@@ -289,6 +289,11 @@ class Connection(RequestHandler):
         """Only what failed while an answer was being written gets here: the connection is of no more use."""
         raise ConnectionResetError("the connection failed while an answer was written") from exc
 
+    def log_exception(self, *args: Any, **kwargs: Any) -> None:
+        """A body that ends early is the client's affair, also when nobody reads it."""
+        if not isinstance(kwargs.get("exc_info"), BODY_ENDED):
+            super().log_exception(*args, **kwargs)
+
     # --- what goes out -----------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
@@ -320,6 +325,9 @@ class BodyCutShort(Exception):
 
 class BodyBroken(Exception):
     """The chunked encoding can't be read."""
+
+
+BODY_ENDED = (BodyCutShort, BodyBroken)
 
 
 class Sent:
@@ -463,7 +471,8 @@ class Exchange:
                 length = self.body_length
                 whole = "the chunk that ends it" if length is None else f"all of its {length} bytes"
                 raise BadRequest(
-                    f"body: it ends after {received} bytes, before {whole}; allowed is a complete body"
+                    f"body: it ends after {payload.total_bytes} bytes, before {whole}; "
+                    "allowed is a complete body"
                 ) from None
             except (BodyBroken, RequestPayloadError) as error:
                 raise BadRequest(
@@ -496,6 +505,11 @@ def refusal_of(error: BaseException, line: bytes, limits: Limits) -> RaftkvError
             limit=limits.headers_max,
             size=None,
             flag=limits.flag("headers_max"),
+        )
+    if not line.isascii() and b" HTTP/" in line:
+        return BadRequest(
+            f"request target: {shown(line)} holds bytes that are not ASCII; "
+            "allowed are UTF-8 bytes, each percent-encoded"
         )
     if line.startswith(b"\x16\x03"):
         return BadRequest(

@@ -28,10 +28,10 @@ from raftkv.api.wire import (
     encode_json,
     envelope,
     idempotency_key_of,
-    is_not_modified,
     item_answer,
     json_answer,
     media_type,
+    read_conditions,
     result_body,
     shown,
     stored_content_type,
@@ -59,12 +59,13 @@ from raftkv.service import LINEARIZABLE, Folded, Freshness, Range, RangePage, ke
 
 async def get_key(call: Call) -> Answer:
     key = key_of(call)
+    conditions = read_conditions(call.headers)
     await no_body(call)
     await reach(call)
     item = call.service.machine.get(key)
     if item is None:
         raise KeyNotFound(f"no key {shown(key)} at revision {call.service.machine.revision}")
-    if is_not_modified(call.headers, item.mod_revision):
+    if conditions.is_not_modified(item.mod_revision):
         return Answer(304, headers=(("ETag", f'"{item.mod_revision}"'), ("Cache-Control", "no-cache")))
     if call.query.get("format") == "json":
         return json_answer(200, envelope(item), ("ETag", f'"{item.mod_revision}"'))

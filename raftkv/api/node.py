@@ -9,6 +9,7 @@ import asyncio
 import itertools
 from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from importlib import resources
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
@@ -26,6 +27,7 @@ from raftkv.errors import NotReady, RaftkvError
 from raftkv.metrics import Metrics, Sample
 from raftkv.raft.status import NodeStatus
 from raftkv.service import KVService
+from raftkv.snapshot.codec import Manifest
 
 READY_TIMEOUT_S = 1.0  # what probes wait for by default
 OPERATIONS_MAX = 100  # of those that have ended, how many are remembered
@@ -187,11 +189,19 @@ class Operations:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def manifest_body(manifest: Any) -> dict[str, Any]:
+def manifest_body(manifest: Manifest) -> dict[str, Any]:
     """What a client sees of a snapshot's manifest: not its chunks, nor the membership."""
-    whole = msgspec.to_builtins(manifest)
-    shown_names = ("id", "cluster", "index", "term", "revision", "time", "keys", "bytes", "sha256")
-    return {name: whole[name] for name in shown_names if name in whole}
+    made_at = datetime.fromtimestamp(manifest.time_ms / 1000, UTC)
+    return {
+        "id": manifest.id,
+        "index": manifest.index,
+        "term": manifest.term,
+        "revision": manifest.revision,
+        "time": made_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "bytes": manifest.bytes,
+        "keys": manifest.keys,
+        "sha256": manifest.sha256,
+    }
 
 
 class NodeHandlers:

@@ -425,20 +425,37 @@ def entity_tags(name: str, value: str) -> Sequence[tuple[bool, str]]:
     return tags
 
 
-def is_not_modified(headers: Mapping[str, str], mod_revision: int) -> bool:
-    """Whether a read of an existing key is answered 304 (weak comparison). Raises ConditionFailed where
-    If-Match does not hold."""
-    if_match = headers.get("If-Match")
-    if if_match is not None and if_match != "*" and mod_revision not in _revisions_of(if_match):
-        raise ConditionFailed(
-            f"the key's mod_revision is {mod_revision}, which If-Match does not name", current=mod_revision
-        )
-    if_none_match = headers.get("If-None-Match")
-    if if_none_match is None:
-        return False
-    if if_none_match == "*":
-        return True
-    return any(tag == str(mod_revision) for _, tag in entity_tags("If-None-Match", if_none_match))
+@dataclass(frozen=True, slots=True)
+class ReadConditions:
+    """None: no such condition, or one that any revision meets. `none_match_any`: If-None-Match is *."""
+
+    match: tuple[int, ...] | None = None
+    none_match: tuple[str, ...] = ()
+    none_match_any: bool = False
+
+    def is_not_modified(self, mod_revision: int) -> bool:
+        """Whether a read of a key at that revision is answered 304 (weak comparison). Raises ConditionFailed
+        where If-Match does not hold."""
+        if self.match is not None and mod_revision not in self.match:
+            raise ConditionFailed(
+                f"the key's mod_revision is {mod_revision}, which If-Match does not name",
+                current=mod_revision,
+            )
+        return self.none_match_any or str(mod_revision) in self.none_match
+
+
+NO_READ_CONDITIONS = ReadConditions()
+
+
+def read_conditions(headers: Mapping[str, str]) -> ReadConditions:
+    """If-Match and If-None-Match of a read. In the latter a tag that is no revision never matches."""
+    if_match, if_none_match = headers.get("If-Match"), headers.get("If-None-Match")
+    if if_match is None and if_none_match is None:
+        return NO_READ_CONDITIONS
+    match = None if if_match in (None, "*") else _revisions_of(if_match)
+    if if_none_match is None or if_none_match == "*":
+        return ReadConditions(match, (), if_none_match is not None)
+    return ReadConditions(match, tuple(tag for _, tag in entity_tags("If-None-Match", if_none_match)))
 
 
 # --- values and results in JSON --------------------------------------------------------------------------

@@ -8,24 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from raftkv.errors import NoLeader, NotLeader, NotReady
 from raftkv.kv.command import Command, decode_entry, encode, encode_entry
 from raftkv.kv.machine import Machine
-from raftkv.model import Applied
+from raftkv.model import Applied, Membership
 from raftkv.raft.status import JournalStatus, Leadership, NodeStatus, PeerStatus, SnapshotStatus
-
-
-@dataclass(frozen=True)
-class LocalManifest:
-    id: str
-    index: int
-    term: int
-    revision: int
-    time: str
-    bytes: int = 0
+from raftkv.snapshot.codec import Manifest
 
 
 class LocalConsensus:
@@ -46,7 +36,7 @@ class LocalConsensus:
         self._go_on = asyncio.Event()
         self._go_on.set()
         self._applied = asyncio.Condition()
-        self._snapshots: list[LocalManifest] = []
+        self._snapshots: list[Manifest] = []
 
     # --- set by hand -------------------------------------------------------------------------------
 
@@ -117,16 +107,33 @@ class LocalConsensus:
     def drain(self) -> None:
         self.drained = True
 
-    async def create_snapshot(self) -> LocalManifest:
+    async def create_snapshot(self) -> Manifest:
         await self._go_on.wait()
         if self.read_error is not None:
             raise NotReady("the store is away")
         index = self.machine.applied_index
-        made = LocalManifest(f"s{index}", index, 1, self.machine.revision, "2026-01-01T00:00:00Z")
+        made = Manifest(
+            id=f"s{index}",
+            cluster="c" * 32,
+            index=index,
+            term=1,
+            revision=self.machine.revision,
+            time_ms=1_767_225_600_000,
+            log_time_ms=0,
+            sequence=0,
+            membership=Membership("c" * 32, (), ()),
+            keys=self.machine.keys,
+            data_bytes=self.machine.bytes,
+            idempotency_records=0,
+            bytes=0,
+            raw_bytes=0,
+            sha256="0" * 64,
+            chunks=(),
+        )
         self._snapshots.append(made)
         return made
 
-    def snapshots(self) -> Sequence[Any]:
+    def snapshots(self) -> Sequence[Manifest]:
         return self._snapshots
 
     async def transfer_leadership(self, to: str | None) -> None:
