@@ -83,7 +83,7 @@ def decode_control(payload: bytes | memoryview) -> Control:
     """Raises ValueError for anything but one well-formed control message."""
     try:
         return _controls.decode(payload)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"not a control message of this protocol version: {error}") from error
 
 

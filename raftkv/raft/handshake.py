@@ -406,7 +406,7 @@ _answers: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
 def _decode(payload: bytes, decoder: msgspec.msgpack.Decoder[_Payload]) -> _Payload:
     try:
         return decoder.decode(payload)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise HandshakeFailed(
             f"the peer holds the secret but its statement has another form: {error}"
         ) from error

@@ -118,7 +118,7 @@ def _load(path: Path, name: str) -> Stored:
                 f"{path} has format {file_format}, this release reads {FORMAT}: run the release that wrote it"
             )
         file = msgspec.json.decode(content, type=_File)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Fatal(
             f"{path} can't be read as an identity ({error}): restore it from where it was copied"
         ) from error

@@ -166,5 +166,5 @@ def decode(payload: bytes | memoryview) -> Message:
     """Raises ValueError for anything but one well-formed message of a known type."""
     try:
         return _decoder.decode(payload)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"not a message of this protocol version: {error}") from error

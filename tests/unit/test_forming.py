@@ -228,10 +228,10 @@ class World:
             self.step(faults=faults)
             self.check()
 
-    def settle(self, done: Callable[[], bool]) -> None:
+    def settle(self, done: Callable[[World], bool]) -> None:
         """Without faults from here on, for as many steps as it takes within a bound."""
         for _ in range(1500):
-            if done():
+            if done(self):
                 return
             self.run(10, faults=False)
         waits = {name: self.processes[name].forming.waiting_for(lambda _: "") for name in self.names}
@@ -260,7 +260,7 @@ class World:
 def test_everyone_forms_the_same_cluster(count: int) -> None:
     for seed in range(10):
         world = World(seed, count)
-        world.settle(lambda world=world: not world.unformed())
+        world.settle(lambda world: not world.unformed())
         assert len(world.seen) == 1
 
 
@@ -269,7 +269,7 @@ def test_restarts_and_lost_connections_leave_nobody_behind(count: int) -> None:
     for seed in range(40):
         world = World(seed, count)
         world.run(800, faults=True)
-        world.settle(lambda world=world: not world.unformed())
+        world.settle(lambda world: not world.unformed())
         assert len(world.seen) == 1
 
 
@@ -282,7 +282,7 @@ def test_a_wiped_disk_never_founds_a_second_cluster(count: int) -> None:
         world.run(world.random.randrange(500 * count), faults=True)
         world.wipe(world.random.choice(world.names))
         world.run(100 * count, faults=True)
-        world.settle(lambda world=world: world.unformed() == world.shut_out())
+        world.settle(lambda world: world.unformed() == world.shut_out())
         assert len(world.unformed()) <= 1, seed
         shut_out += len(world.unformed())
     assert 0 < shut_out < 60  # the seeds reach both ends
@@ -294,10 +294,10 @@ def test_a_coordinator_wiped_just_after_founding_founds_nothing_new(count: int) 
     shut_out = 0
     for seed in range(100):
         world = World(seed, count)
-        world.settle(lambda world=world: bool(world.seen))
+        world.settle(lambda world: bool(world.seen))
         world.run(world.random.randrange(8 * count), faults=False)
         world.wipe("n1")
-        world.settle(lambda world=world: world.unformed() == world.shut_out())
+        world.settle(lambda world: world.unformed() == world.shut_out())
         assert world.unformed() <= {"n1"}, seed
         shut_out += len(world.unformed())
     assert 0 < shut_out < 100  # the seeds reach both ends
@@ -470,7 +470,17 @@ def test_control_messages_survive_the_wire(control: Control) -> None:
 
 
 @pytest.mark.parametrize(
-    "payload", [b"", b"\xc1", b"\x92\xa1z\xa1x", b"\x91\xa1a", b"\x92\xa1f\x80", b"\x92\xa1a\x01"]
+    "payload",
+    [
+        b"",
+        b"\xc1",
+        b"\x92\xa1z\xa1x",
+        b"\x91\xa1a",
+        b"\x92\xa1f\x80",
+        b"\x92\xa1a\x01",
+        b"\x92\xa1a\xa1\xff",
+        b"\x93\xa1a\xa1a" + b"\x91" * 100_000,
+    ],
 )
 def test_what_is_no_control_message_is_a_value_error(payload: bytes) -> None:
     with pytest.raises(ValueError, match="not a control message"):

@@ -311,12 +311,15 @@ def test_another_protocol_is_refused_at_its_first_wrong_byte() -> None:
     "payload",
     [
         b"\xff",
+        b"\x97\x01\xa1\xff",
+        b"\x98\x01\xa10\xa0\xa2n1\xd9\x20" + b"1" * 32 + b"\xa2n2\x90" + b"\x91" * 3000,
         msgspec.msgpack.encode([1, "0", "", "n1"]),
         msgspec.msgpack.encode([1, "0", "", "n1", "not hex", "n2", []]),
         msgspec.msgpack.encode([1, "0", "abc", "n1", "1" * 32, "n2", []]),
         msgspec.msgpack.encode([1, "0", "", "", "1" * 32, "n2", []]),
         msgspec.msgpack.encode([1, "0", "", "n1", "1" * 32, "n2", "members"]),
     ],
+    ids=range(8),
 )
 def test_a_hello_of_another_form_is_refused_even_under_the_secret(payload: bytes) -> None:
     called = acceptor(standing("n2"))
