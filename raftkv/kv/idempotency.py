@@ -52,8 +52,6 @@ from raftkv.model import (
 KEEP_MS: Final = 120_000
 WINDOW: Final = 1_024  # four times the 256 that a client may have in flight
 STEPS_PER_COMMAND: Final = 4
-RECORDS_MAX: Final = 2_000_000  # for the leader's admission: at 15,000 plain keys a second, 120 s hold
-BYTES_MAX: Final = 1 << 30
 _RECORD_OVERHEAD_BYTES: Final = 200  # objects' heads and dict slots of an outcome and its place in the queue
 _NEVER: Final = 1 << 66  # above any log time
 

@@ -82,12 +82,12 @@ class Machine:
 
     @property
     def idempotency_records(self) -> int:
-        """Outcomes kept; the leader refuses keyed writes beyond `idempotency.RECORDS_MAX`."""
+        """Outcomes kept; the leader takes no keyed writes beyond its bound on them."""
         return self._idempotency.records
 
     @property
     def idempotency_bytes(self) -> int:
-        """Memory that they take, estimated; bound: `idempotency.BYTES_MAX`."""
+        """Memory that they take, estimated."""
         return self._idempotency.memory_bytes
 
     # --- reading -----------------------------------------------------------------------------------
