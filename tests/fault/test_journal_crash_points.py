@@ -22,6 +22,7 @@ from raftkv.errors import DiskFull, JournalDamaged, JournalFailed
 from raftkv.journal.wal import Wal
 from raftkv.journal.writer import Writer
 from tests.fault.journal_workload import NOTHING_YET, SEGMENT_BYTES, State, open_wal, run, state_of
+from tests.seeds import seeds
 from tests.sim.disk import Crash, MemoryDisk
 
 
@@ -77,7 +78,7 @@ def test_the_workload_reaches_every_kind_of_operation() -> None:
     assert len(operations(SEEDS[0])) > 80
 
 
-SEEDS = (1, 2, 3)
+SEEDS = seeds(3)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
