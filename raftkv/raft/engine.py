@@ -120,7 +120,7 @@ class Engine:
             on_role=self._on_role,
         )
         self.core.start_from(1 if snapshot is None else snapshot.index)
-        machine.applied_index = self.core.last_applied
+        machine.advance(self.core.last_applied)
         self.reads = Reads(self.core, clock, rng)
         self.proposals = Proposals(
             self.core, clock, commands_max=waiting_commands_max, bytes_max=waiting_bytes_max
@@ -363,7 +363,7 @@ class Engine:
             results = [apply(index, log_time_ms, command) for command in commands]
             self._applied_commands += len(results)
         else:
-            self.machine.applied_index = index  # a no-op, or the configuration
+            self.machine.advance(index)  # a no-op, or the configuration
         self.proposals.applied(index, term, results)
 
     def replace_state(self, machine: Machine, manifest: Manifest) -> None:
@@ -374,8 +374,9 @@ class Engine:
             self.wal.compact(index, term)
         else:
             self.wal.reset(index, term, b"\x01")
-        machine.applied_index = index
-        self.machine = machine
+        machine.advance(index)
+        replaced, self.machine = self.machine, machine
+        self._ports.run("snapshot", replaced.discard, lambda _: None)  # freeing a million keys holds a thread
         core.installed(index)
         self.on_applied()
         self.proposals.skipped_to(index)
