@@ -212,12 +212,12 @@ class Campaign:
         await asyncio.to_thread(self._cluster.wait_ready, None, READY_SECONDS_MAX)
         async with self._under_load():
             for _ in range(count):
+                await asyncio.sleep(self._random.uniform(0.5, 1.5))  # at any phase of heartbeats and batches
                 leader = await asyncio.to_thread(self._cluster.wait_leader)
                 self._kill(leader, leads=True)
                 await self._resumed(time.monotonic())
                 self._start(leader)
                 await self._ready()
-                await asyncio.sleep(self._random.uniform(0.2, 1.0))  # at any phase of heartbeats and batches
         return await self._verdict()
 
     # --- faults -------------------------------------------------------------------------------------

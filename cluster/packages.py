@@ -8,11 +8,13 @@ Then all nodes are killed at once, started again, and asked again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -125,13 +127,11 @@ def run(index: bytes, data_dir: Path, *, kills: int = KILLS, say: Callable[[str]
     packages = packages_of(index)
     digest = hashlib.sha256(index).hexdigest()
     say(f"source: {len(packages)} packages, {len(index)} bytes, sha256 {digest}")
-    source = data_dir / "source.ndjson"
-    source.write_bytes(lines_of(packages))
     with LocalCluster(data_dir / "nodes", base_port=find_base_port()) as cluster:
         cluster.start_all()
         cluster.wait_ready()
         started = time.monotonic()
-        _import(cluster, source, len(packages), kills, say)
+        _import(cluster, lines_of(packages), len(packages), kills, say)
         say(f"import: {time.monotonic() - started:.1f} s, with {kills} kills -9 of the leader")
         cluster.wait_ready()
         _compare(cluster, packages, digest, data_dir, say)
@@ -144,42 +144,57 @@ def run(index: bytes, data_dir: Path, *, kills: int = KILLS, say: Callable[[str]
         cluster.stop_all()
 
 
-def _import(cluster: LocalCluster, source: Path, count: int, kills: int, say: Callable[[str], None]) -> None:
-    """Runs the import, and kills the leader each time that another part of the keys is in."""
-    endpoints = ",".join(cluster.api_urls())
-    command = _raftkv("kv", "import", str(source), "--endpoints", endpoints, "--timeout", "30")
-    marks = [count * (number + 1) // (kills + 1) for number in range(kills)]
-    with subprocess.Popen(command) as importing:
+def _import(cluster: LocalCluster, source: bytes, count: int, kills: int, say: Callable[[str], None]) -> None:
+    """Feeds the import in `kills + 1` parts without a pause, and kills the leader in the midst of each but
+    the last. The next part is held back until then, so that no import is over before its last kill."""
+    command = _raftkv("kv", "import", "-", "--endpoints", ",".join(cluster.api_urls()), "--timeout", "30")
+    part = count // (kills + 1)
+    gates = [threading.Event() for _ in range(kills)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as importing:
+        feeder = threading.Thread(target=_feed, args=(importing, source, part, gates))
+        feeder.start()
         try:
-            for mark in marks:
-                _wait_for_keys(cluster, importing, mark)
+            for number, gate in enumerate(gates):
+                _wait_for_keys(cluster, importing, number * part + part // 2)
                 leader = cluster.wait_leader()
                 cluster.kill(leader)
-                say(f"killed the leader {leader} with {mark} packages in")
+                status = next(filter(None, cluster.statuses().values()))
+                say(f"killed the leader {leader} with {status['keys']} packages in")
+                gate.set()
                 time.sleep(RESTART_AFTER_SECONDS)
-                if importing.poll() is not None:
-                    raise PackagesDiffer(
-                        f"the import ended, code {importing.returncode}, while a node was down"
-                    )
                 cluster.start(leader)
                 cluster.wait_ready()
             code = importing.wait(COMMAND_SECONDS_MAX)
         finally:
             importing.kill()
+            for gate in gates:
+                gate.set()
+            feeder.join()
     if code != 0:
         raise PackagesDiffer(f"raftkv kv import ended with code {code}")
+
+
+def _feed(
+    importing: subprocess.Popen[bytes], source: bytes, part: int, gates: Sequence[threading.Event]
+) -> None:
+    lines = source.splitlines(keepends=True)
+    assert importing.stdin is not None
+    # An import that ended early is told by its exit code.
+    with contextlib.suppress(BrokenPipeError), importing.stdin as sink:
+        for number, gate in enumerate(gates):
+            sink.write(b"".join(lines[number * part : (number + 1) * part]))
+            sink.flush()
+            gate.wait(COMMAND_SECONDS_MAX)
+        sink.write(b"".join(lines[len(gates) * part :]))
 
 
 def _wait_for_keys(cluster: LocalCluster, importing: subprocess.Popen[bytes], mark: int) -> None:
     deadline = time.monotonic() + COMMAND_SECONDS_MAX
     while importing.poll() is None and time.monotonic() < deadline:
-        statuses = (cluster.status(name) for name in cluster.names)
-        if any(status is not None and status["keys"] >= mark for status in statuses):
+        if any(status["keys"] >= mark for status in cluster.statuses().values() if status is not None):
             return
-        time.sleep(0.05)
-    raise PackagesDiffer(
-        f"the import ended, code {importing.returncode}, before {mark} packages were seen in"
-    )
+        time.sleep(0.01)
+    raise PackagesDiffer(f"the import ended, code {importing.returncode}, before {mark} packages were in")
 
 
 def _compare(

@@ -166,7 +166,7 @@ BATTERY = [
     Scenario("all-together", 5, unreliable=True, partitions=True, restarts=True),
     Scenario("snapshots-and-restarts", 5, restarts=True, snapshots=True),
     Scenario(
-        "snapshots and all together", 5, unreliable=True, partitions=True, restarts=True, snapshots=True
+        "snapshots-and-all-together", 5, unreliable=True, partitions=True, restarts=True, snapshots=True
     ),
 ]
 SNAPSHOT_OFTEN = ("--snapshot-entries-max", "50")
@@ -306,7 +306,7 @@ async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 20.
 
 # --- snapshots ----------------------------------------------------------------------------------------------
 
-LOG_BYTES_MAX = 4 << 20
+LOG_BYTES_MAX = 8 << 20  # half a segment of the journal, which is preallocated whole
 VALUE_BYTES = 32 << 10
 SNAPSHOT_BY_SIZE = ("--snapshot-log-bytes-max", str(LOG_BYTES_MAX))
 
@@ -346,7 +346,7 @@ async def test_the_journal_stays_under_eight_times_the_snapshot_threshold(tmp_pa
             nonlocal most
             most = max(most, *(_journal_bytes(made, name) for name in made.cluster.names))
 
-        await _write_much(made, 16 * LOG_BYTES_MAX, watch)
+        await _write_much(made, 12 * LOG_BYTES_MAX, watch)
         assert most < 8 * LOG_BYTES_MAX
         made.cluster.kill_all()
         made.cluster.start_all()
@@ -362,7 +362,7 @@ async def test_a_follower_far_behind_catches_up_by_snapshot(tmp_path: Path) -> N
         assert status is not None
         had = status["journal"]["last_index"]
         made.cluster.kill(late)
-        await _write_much(made, 4 * LOG_BYTES_MAX, lambda: None)
+        await _write_much(made, 3 * LOG_BYTES_MAX, lambda: None)
 
         async def compacted() -> bool:
             status = await asyncio.to_thread(made.cluster.status, leader)
