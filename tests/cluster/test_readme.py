@@ -37,11 +37,15 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
 
 
 def blocks(cluster: LocalCluster) -> list[str]:
-    """The README's commands that talk to a node, with this cluster's ports."""
-    readme = (ROOT / "README.md").read_text()
+    return re.findall(r"^```\n(.*?)^```$", readme(cluster), re.MULTILINE | re.DOTALL)
+
+
+def readme(cluster: LocalCluster) -> str:
+    """Its text, with this cluster's ports."""
+    text = (ROOT / "README.md").read_text()
     for number, name in enumerate(cluster.names):
-        readme = readme.replace(f"127.0.0.1:{8400 + 10 * number}", f"127.0.0.1:{cluster.api_port(name)}")
-    return re.findall(r"^```\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+        text = text.replace(f"127.0.0.1:{8400 + 10 * number}", f"127.0.0.1:{cluster.api_port(name)}")
+    return text
 
 
 def run(script: str, directory: Path, cluster: LocalCluster) -> str:
@@ -73,3 +77,11 @@ def test_every_raftkv_command_works_as_the_readme_says(local: LocalCluster, tmp_
     output = run(block.replace(".venv/bin/raftkv", str(executable)), tmp_path, local)
     assert "world" in output
     assert all(name in output for name in local.names)
+
+
+def test_the_python_example_prints_what_it_put(local: LocalCluster, tmp_path: Path) -> None:
+    (program,) = re.findall(r"^```python\n(.*?)^```$", readme(local), re.MULTILINE | re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("b'world'\n", "")
