@@ -386,7 +386,7 @@ class Replay:
             raise damaged(
                 name,
                 0,
-                f"entries {index + 1} to {self._present_from - 1} are missing: a segment before it is",
+                f"entries {index + 1} to {self._present_from - 1} are missing: a segment before this one is gone",
             )
         if self._present_from == index + 1:
             self.entries.insert(0, (payload, index, term))

@@ -68,6 +68,7 @@ def check(number: int, attempt: Run, disk: MemoryDisk) -> None:
     """A restart finds an allowed state, and has made it durable before it says so."""
     found = restarted(disk)
     assert found in attempt.allowed, f"operation {number}"
+    assert len(disk.names()) == 1, "unfinished and superseded segments are gone"
     disk.power_cut()
     assert restarted(disk) == found, f"operation {number}: what a start reported was not durable"
 

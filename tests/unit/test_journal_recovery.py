@@ -219,21 +219,27 @@ def test_a_tail_of_which_any_sectors_are_missing_is_cut(filler: bytes, lead: int
 
 def test_a_whole_frame_behind_a_torn_one_is_damage() -> None:
     """One frame is on its way at a time: an acknowledged one lies behind."""
-    files = journal([[b"a"], [b"b" * 700], [b"c" * 10]], segment_bytes_max=4096)[-1]
+    files = journal([[b"a"], [b"b" * 1200], [b"c" * 10]], segment_bytes_max=4096)[-1]
     name = max(files)
     damaged, behind = frames_of(files)[-2:]
     for size in (1, 32, 600, damaged.head.frame_bytes):
         with pytest.raises(JournalDamaged, match=f"{name} at byte {damaged.offset}"):
             recovered(with_change(files, name, damaged.offset, bytes(size)))
+    with pytest.raises(JournalDamaged, match="is not the last one"):
+        recovered(with_change(files, name, damaged.offset + 40, bytes(1150)))
     with pytest.raises(JournalDamaged, match=f"a whole frame follows at byte {behind.offset}"):
         recovered(with_change(files, name, damaged.offset, bytes(damaged.head.frame_bytes)))
 
 
 def test_a_missing_segment_is_refused() -> None:
     files = journal(COMMITS)[-1]
-    for name in sorted(files)[:-1]:
-        with pytest.raises(JournalDamaged, match="missing"):
-            recovered({other: data for other, data in files.items() if other != name})
+    first, middle, last = sorted(files)
+    with pytest.raises(JournalDamaged, match="entries 2 to 3 are missing: a segment before this one is gone"):
+        recovered({middle: files[middle], last: files[last]})
+    with pytest.raises(
+        JournalDamaged, match=f"{middle} at byte 0: the segment is missing, and {first} is there"
+    ):
+        recovered({first: files[first], last: files[last]})
 
 
 def test_a_segment_under_another_name_is_refused() -> None:

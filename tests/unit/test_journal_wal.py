@@ -128,6 +128,64 @@ def test_reset_replaces_the_log(tmp_path: Path) -> None:
     assert reopen(tmp_path)[:] == [(b"snapshot", 500, 7), (b"y", 501, 7)]
 
 
+def fill(wal: Wal, first: int, last: int, term: int) -> None:
+    for index in range(first, last + 1):
+        wal.add(b"x" * 500, index, term)
+        commit(wal)
+
+
+def test_segments_of_a_log_that_was_truncated_away_are_deleted(tmp_path: Path) -> None:
+    """Their indexes are above the compaction's, but nobody needs those entries."""
+    wal = reopen(tmp_path)
+    fill(wal, 1, 60, 1)
+    wal.deleteEntriesFrom(9)
+    wal.add(b"another", 10, 2)
+    wal.compact(10, 2)
+    commit(wal)
+    assert wal.segments == 1
+
+
+def test_entries_truncated_before_they_were_written_keep_no_segment(tmp_path: Path) -> None:
+    wal = reopen(tmp_path)
+    fill(wal, 1, 5, 1)
+    for index in range(6, 60):
+        wal.add(b"", index, 1)
+    wal.deleteEntriesFrom(5)
+    fill(wal, 6, 30, 2)
+    wal.compact(30, 2)
+    commit(wal)
+    assert wal.segments == 1
+
+
+def test_a_reset_to_a_lower_index_keeps_no_segment(tmp_path: Path) -> None:
+    wal = reopen(tmp_path)
+    fill(wal, 1, 60, 1)
+    for index in range(61, 99):
+        wal.add(b"", index, 1)
+    wal.reset(10, 2, b"snapshot")
+    fill(wal, 11, 40, 2)
+    wal.compact(40, 2)
+    commit(wal)
+    assert wal.segments == 1
+
+
+def test_the_commit_index_stays_within_the_log(tmp_path: Path) -> None:
+    wal = reopen(tmp_path)
+    assert wal.getRaftCommitIndex() == 1
+    fill(wal, 1, 5, 1)
+    wal.setRaftCommitIndex(99)
+    assert wal.getRaftCommitIndex() == 5
+    wal.deleteEntriesFrom(3)
+    assert wal.getRaftCommitIndex() == 3
+    wal.setRaftCommitIndex(1)
+    wal.compact(2, 1)
+    assert wal.getRaftCommitIndex() == 2, "what is compacted away was committed"
+    wal.setRaftCommitIndex(99)
+    commit(wal)
+    wal.close()
+    assert reopen(tmp_path).getRaftCommitIndex() == 3
+
+
 def test_a_frame_larger_than_a_segment_gets_its_own(tmp_path: Path) -> None:
     wal = reopen(tmp_path)
     for index, payload in enumerate((b"first", b"small", b"z" * 3 * SEGMENT, b"y" * 1000), start=1):
