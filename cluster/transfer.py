@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import ExitStack
@@ -151,11 +153,57 @@ async def _load(
 async def _operations(file: BinaryIO) -> AsyncIterator[Mapping[str, Any]]:
     """The operations of the lines. Blank lines and an export's last line are passed over."""
     number = 0
-    while lines := await asyncio.to_thread(file.readlines, READ_BYTES):
-        for line in lines:
-            number += 1
-            if line.strip() and not line.startswith(END_PREFIX):
-                yield _operation(line, number)
+    async for line in _lines(file):
+        number += 1
+        if line.strip() and not line.startswith(END_PREFIX):
+            yield _operation(line, number)
+
+
+async def _lines(file: BinaryIO) -> AsyncIterator[bytes]:
+    """Each line as soon as it is there: the source may be a pipe that is written to slowly."""
+    parts: list[bytes] = []  # of a line whose end is still to come
+    while chunk := await _read(file):
+        first, *others = chunk.split(b"\n")
+        parts.append(first)
+        if others:
+            yield b"".join(parts)
+            for line in others[:-1]:
+                yield line
+            parts = [others[-1]]
+    if any(parts):
+        yield b"".join(parts)
+
+
+async def _read(file: BinaryIO) -> bytes:
+    """What can be read now, or b"" at the end. On a daemon thread and not the loop's executor, which would
+    keep an import that has failed from ending while its source is silent."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[bytes] = loop.create_future()
+
+    def tell(chunk: bytes, error: OSError | None) -> None:
+        if not done.done():
+            done.set_exception(error) if error else done.set_result(chunk)
+
+    def read() -> None:
+        chunk, failed = b"", None
+        try:
+            chunk = _read_some(file)
+        except OSError as error:
+            failed = error
+        with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits any more
+            loop.call_soon_threadsafe(tell, chunk, failed)
+
+    threading.Thread(target=read, name="raftkv-import", daemon=True).start()
+    return await done
+
+
+def _read_some(file: BinaryIO) -> bytes:
+    """Past the file object's buffer, whose lock a thread that waits for ever would take into the exit."""
+    try:
+        descriptor = file.fileno()
+    except io.UnsupportedOperation:
+        return file.read(READ_BYTES)
+    return os.read(descriptor, READ_BYTES)
 
 
 def _operation(line: bytes, number: int) -> Mapping[str, Any]:

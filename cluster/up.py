@@ -130,8 +130,9 @@ class _Supervisor:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._interrupts += 1
         self._stop.set()
-        if self._interrupts > 1:
-            self._cluster.kill_all()
+        if self._interrupts > 1:  # without waiting here: the interrupted code may hold the child's lock
+            for pid in filter(None, map(self._cluster.pid, self._cluster.names)):
+                os.kill(pid, signal.SIGKILL)
 
     # --- keeping them alive -------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ import secrets
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from random import Random
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Final, Self
 from urllib.parse import quote, urlencode
 
@@ -522,16 +522,20 @@ class Client:
         patience_s: float,
     ) -> tuple[Answer | None, Step]:
         timeout = aiohttp.ClientTimeout(total=patience_s, sock_connect=min(CONNECT_SECONDS, patience_s))
+        link = _Link()
         try:
             async with session.request(
-                method, url, data=body or None, headers=headers, allow_redirects=False, timeout=timeout
+                method,
+                url,
+                data=body or None,
+                headers=headers,
+                allow_redirects=False,
+                timeout=timeout,
+                trace_request_ctx=link,
             ) as response:
                 answer = answer_of(response, await response.read())
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            return None, course.not_sent(f"{url.origin()}: {error or type(error).__name__}")
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            said = str(error) or f"no answer within {patience_s:.1f} s"
-            return None, course.lost(f"{method} {url.origin()}: {said}")
+            return None, link.failed(course, f"{method} {url.origin()}", error)
         return answer, course.answered(answer)
 
     async def open_stream(
@@ -549,19 +553,24 @@ class Client:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
         url = url_of(origin, path, query)
         headers = {"Content-Type": "application/x-ndjson"} if body is not None else {}
+        link = _Link()
         try:
             async with asyncio.timeout(STREAM_OPEN_SECONDS):
                 response = await self.session(fresh=True).request(
-                    method, url, data=body, headers=headers, allow_redirects=False, timeout=timeout
+                    method,
+                    url,
+                    data=body,
+                    headers=headers,
+                    allow_redirects=False,
+                    timeout=timeout,
+                    trace_request_ctx=link,
                 )
                 if response.status < 300:
                     return response, Accept()
                 async with response:
                     answer = answer_of(response, await response.read())
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            return None, course.not_sent(f"{url.origin()}: {error or type(error).__name__}")
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            return None, course.lost(f"{method} {url.origin()}: {error or 'no answer'}")
+            return None, link.failed(course, f"{method} {url.origin()}", error)
         self._learn(answer)
         return None, course.answered(answer)
 
@@ -605,6 +614,7 @@ class Client:
                 skip_auto_headers=("Content-Type",),
                 auto_decompress=True,
                 cookie_jar=aiohttp.DummyCookieJar(),
+                trace_configs=[_link_tracing()],
             )
             session._retry_connection = False
             self._sessions[fresh] = session
@@ -613,6 +623,30 @@ class Client:
     def _deadline(self, timeout_s: float | None) -> float:
         allowed_s = self._timeout_s if timeout_s is None else _checked_timeout(timeout_s)
         return asyncio.get_running_loop().time() + allowed_s
+
+
+class _Link:
+    """Whether one attempt got as far as a connection. Up to there nothing of it can have reached a node,
+    whatever ended it: a refused connection, or the deadline while one was being made."""
+
+    def __init__(self) -> None:
+        self.made = False
+
+    def failed(self, course: Course, what: str, error: Exception) -> Step:
+        detail = f"{what}: {str(error) or 'no answer in time'}"
+        return course.lost(detail) if self.made else course.not_sent(detail)
+
+
+def _link_tracing() -> aiohttp.TraceConfig:
+    async def made(session: aiohttp.ClientSession, context: SimpleNamespace, parameters: object) -> None:
+        link = context.trace_request_ctx
+        if isinstance(link, _Link):
+            link.made = True
+
+    tracing = aiohttp.TraceConfig()
+    tracing.on_connection_create_end.append(made)
+    tracing.on_connection_reuseconn.append(made)
+    return tracing
 
 
 # --- parts of requests and answers ------------------------------------------------------------------------

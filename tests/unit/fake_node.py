@@ -135,7 +135,9 @@ class FakeNode:
                 lines += [f"{name}: {value}" for name, value in headers.items()]
                 writer.write("\r\n".join([*lines, "", ""]).encode() + body)
                 await writer.drain()
-        return True
+        return (
+            "transfer-encoding" not in request.headers
+        )  # a streamed body is not read: nothing can follow it
 
 
 async def _read_request(reader: asyncio.StreamReader, connection: int) -> Request | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -249,6 +251,25 @@ def test_import_says_which_line_is_broken() -> None:
         shown = on(fake, "kv", "import", "-", stdin=b'\n{"key": 3}\n')
     assert shown.exit_code == 2
     assert "line 2" in shown.stderr
+
+
+def test_a_failed_import_ends_although_its_source_is_silent() -> None:
+    """The other end of the pipe stays open and says nothing more."""
+    with node(problem(401, "unauthenticated")) as fake:
+        importing = subprocess.Popen(
+            [sys.executable, "-m", "raftkv", "kv", "import", "-", "--endpoints", fake.url],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert importing.stdin is not None
+        importing.stdin.write(b'{"key": "k", "value": "v"}\n')
+        importing.stdin.flush()
+        try:
+            assert importing.wait(20) == 2
+        finally:
+            importing.kill()
+            importing.communicate()
 
 
 def test_import_of_nothing_is_fine() -> None:

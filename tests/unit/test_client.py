@@ -198,6 +198,20 @@ async def test_no_node_at_all_is_unavailable_and_not_applied() -> None:
         assert refused.value.outcome == "not_applied"
 
 
+async def test_a_connection_that_is_not_made_in_time_is_not_applied() -> None:
+    """A listener whose queue is full neither takes nor refuses: the deadline comes before the sending."""
+    with socket.socket() as listener, socket.socket() as filler, socket.socket() as more:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for each in (filler, more):
+            each.setblocking(False)
+            each.connect_ex(listener.getsockname())
+        async with Client(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout_s=0.3) as client:
+            with pytest.raises(Unavailable) as refused:
+                await client.put("k", b"v")
+            assert refused.value.outcome == "not_applied"
+
+
 async def test_refusals_carry_the_problem() -> None:
     async with (
         FakeNode(
