@@ -177,9 +177,9 @@ def damaged(name: str, offset: int, reason: str, *, newer: bool = False) -> Jour
         advice = "It was written by a newer release of raftkv: start that release, or a later one."
     else:
         advice = (
-            "Nothing was changed on disk. The other members hold what was acknowledged: give this member "
-            "an empty data directory and re-admit it, or restore the file from a copy of this very disk. "
-            "Don't delete single segments, and suspect the disk."
+            "Nothing was changed on disk. The other members hold what was acknowledged: keep this directory "
+            "aside, check the disk, give the member an empty data directory and re-admit it. Never delete "
+            "single segments: that turns a known loss into a silent one."
         )
     return JournalDamaged(f"the journal is damaged: {name} at byte {offset}: {reason}. {advice}")
 
@@ -386,7 +386,8 @@ class Replay:
             raise damaged(
                 name,
                 0,
-                f"entries {index + 1} to {self._present_from - 1} are missing: a segment before this one is gone",
+                f"entries {index + 1} to {self._present_from - 1} are missing: "
+                "a segment before this one is gone",
             )
         if self._present_from == index + 1:
             self.entries.insert(0, (payload, index, term))
