@@ -31,7 +31,9 @@ WATCH_SECONDS = 0.5
 RESTART_DELAYS_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0)  # for each death in a row; the last one repeats
 RESTARTS_MAX = 10  # deaths in a row; a node that stayed up for STEADY_SECONDS starts anew
 STEADY_SECONDS = 60.0
+SILENCE_SECONDS = 3.0  # of a node that was just started: nothing to tell
 NODES_MAX = 9
+_SILENT = "it does not answer yet"
 
 
 @dataclass
@@ -211,6 +213,8 @@ class _Supervisor:
             return
         reasons = {name: self._reason(name) for name in self._cluster.names if self._cluster.alive(name)}
         for name, reason in reasons.items():
+            if reason == _SILENT and time.monotonic() - self._nodes[name].started_at < SILENCE_SECONDS:
+                continue
             if reason and reason != self._view.said_waiting.get(name):
                 say(f"{name} waits: {reason}")
             self._view.said_waiting[name] = reason
@@ -225,7 +229,7 @@ class _Supervisor:
         if code == 200:
             return ""
         if code == 0:
-            return "it does not answer yet"
+            return _SILENT
         with contextlib.suppress(ValueError):
             problem = json.loads(body)
             if isinstance(problem, dict):
