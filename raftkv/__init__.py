@@ -14,7 +14,7 @@
     api/                    HTTP: parsing, routes, the one table from errors to statuses, OpenAPI
     config.py               one table for flags, environment and TOML
     server.py               the composition root: Config -> objects -> serve -> stop in order
-    client.py               the Python client
+    client/                 the Python client, asynchronous and synchronous
 
 Imports point one way: api -> service -> raft -> {journal, snapshot} -> kv -> {model, errors}. `server` sees
 all. The command line and everything that knows more than one process is in `cluster/`, outside.
