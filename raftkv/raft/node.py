@@ -135,8 +135,12 @@ class RaftNode:
     def _open_disk(self) -> tuple[Any, opening.Opened, Store]:
         directory = self._settings.data_dir
         stored = load_or_create(directory, self._settings.name)
-        store = self._open_store(directory)
-        opened = opening.open_state(OsDisk(directory / "journal"), store)
+        try:
+            store = self._open_store(directory)
+            disk = OsDisk(directory / "journal")
+        except OSError as error:
+            raise Fatal(f"can't use the data directory {directory}: {error}") from error
+        opened = opening.open_state(disk, store)
         if opened.wal.recovery.torn is not None:
             log.warning("journal_tail_cut node=%s torn=%s", self._settings.name, opened.wal.recovery.torn)
         return reconcile(directory, stored, opened.membership), opened, store
