@@ -192,6 +192,7 @@ class Campaign:
         self._cuts: dict[Fault, frozenset[Link]] = {}
         self._began = time.monotonic()
         self._standing: list[tuple[float, bool]] = []  # (moment, does a majority stand from now on)
+        self._leader: str | None = None  # as the last fault found it
         self._leader_kills: list[float] = []  # those that left a majority
         self._load = Load(self._clients("c", CLIENTS), self._random)
         self.report = Report(len(cluster.names), "yes" if links else "no")
@@ -226,6 +227,7 @@ class Campaign:
         await asyncio.sleep(max(0.0, self._began + fault.at_s - time.monotonic()))
         leader = await asyncio.to_thread(self._cluster.leader)
         hit = victim(fault, self._cluster.names, leader)
+        self._leader = leader
         match fault.kind:
             case "kill":
                 await self._kill_and_restart(hit, fault, leads=hit == leader)
@@ -311,7 +313,8 @@ class Campaign:
     def _kill(self, name: str, *, leads: bool) -> None:
         self._cluster.kill(name)
         self._set(name, "down")
-        self._count("kill", name + (" (leader)" if leads else ""))
+        self._leader = name if leads else None
+        self._count("kill", name)
         if leads and self._standing[-1][1]:
             self._leader_kills.append(time.monotonic())
 
@@ -337,7 +340,8 @@ class Campaign:
 
     def _count(self, kind: Kind, *hit: str) -> None:
         self.report.faults[kind] = self.report.faults.get(kind, 0) + 1
-        self._tell(f"{kind} {' '.join(hit)}")
+        told = [name + " (leader)" if name == self._leader else name for name in hit]
+        self._tell(f"{kind} {' '.join(told)}")
 
     def _violate(self, rule: str, evidence: str) -> None:
         self.report.violations.append(Violation(rule, "", evidence))
