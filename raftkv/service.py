@@ -348,14 +348,18 @@ class KVService:
             lower = following
         return rows, self._following(lower, upper)
 
-    @contextmanager
-    def export(self, prefix: bytes) -> Iterator[Image]:
-        """The image of this moment. Raises Overloaded beyond the bound on images that clients hold open."""
+    def check_room_for_export(self) -> None:
+        """Raises Overloaded at the bound on images that clients hold open."""
         if self.exports >= self._exports_max:
             raise Overloaded(
                 f"{self.exports} exports are under way already (--exports-max {self._exports_max}); "
                 "try again when one has ended"
             )
+
+    @contextmanager
+    def export(self, prefix: bytes) -> Iterator[Image]:
+        """The image of this moment. Raises Overloaded."""
+        self.check_room_for_export()
         self.exports += 1
         image = self.machine.image_of_items(prefix)
         try:

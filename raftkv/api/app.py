@@ -236,6 +236,11 @@ class ApiServer:
         except RaftkvError as error:  # in the middle of a stream: all that is left is to cut it
             log.warning("stream_cut request_id=%s code=%s detail=%s", request_id, error.code, error)
             raise ConnectionResetError("the stream was cut") from error
+        except ConnectionError:
+            raise
+        except Exception as error:
+            log.error("internal_error request_id=%s stream=cut", request_id, exc_info=error)
+            raise ConnectionResetError("the stream was cut") from error
 
     # --- what all answers share --------------------------------------------------------------------
 

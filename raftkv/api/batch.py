@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
 from raftkv.api.bodies import Line, parse_line
 from raftkv.api.calls import Call, Streamed
-from raftkv.api.errors import KeyNotFound, problem, refusal, status_of
+from raftkv.api.errors import InternalErrorOnWrite, KeyNotFound, problem, refusal, status_of
 from raftkv.api.handlers import refuse_media_type
 from raftkv.api.wire import (
     JSON,
@@ -33,6 +34,8 @@ from raftkv.errors import BodyTooLarge, RaftkvError
 from raftkv.kv.command import Append, Delete, Get, Increment, Put
 from raftkv.model import Appended, Deleted, Incremented, Written
 from raftkv.service import LINEARIZABLE, keyed
+
+log = logging.getLogger("raftkv.api")
 
 BYTES_IN_FLIGHT_MAX = 8 << 20  # of one batch, beside its number of lines
 OUT_BYTES = 16 << 10  # answers are handed out in pieces of about this size
@@ -67,6 +70,7 @@ class Batch:
         """Raises nothing for what is wrong with a line; what is wrong with the body ends the stream with a
         last line that says so, and the connection."""
         out = bytearray()
+        failure: RaftkvError | None = None
         async with asyncio.TaskGroup() as group:
             reader = group.create_task(self._read(group))
             while True:
@@ -77,8 +81,9 @@ class Batch:
                 if answer is None:
                     break
                 if isinstance(answer, RaftkvError):
-                    yield bytes(out + self._refused(answer))
-                    raise answer
+                    out += self._refused(answer)
+                    failure = answer
+                    break
                 if out and not answer.done():
                     yield bytes(out)
                     out.clear()
@@ -86,6 +91,8 @@ class Batch:
             await reader
         if out:
             yield bytes(out)
+        if failure is not None:
+            raise failure
 
     async def _read(self, group: asyncio.TaskGroup) -> None:
         last: RaftkvError | None = None
@@ -147,6 +154,14 @@ class Batch:
                     return await self._write(operation, line, size, number)
         except RaftkvError as error:
             return self._refused(error)
+        except Exception as error:  # the edge, as for a single call
+            request_id = self._call.request_id
+            log.error(
+                "internal_error request_id=%s route=/v1/batch line=%d", request_id, number, exc_info=error
+            )
+            return self._refused(
+                InternalErrorOnWrite(f"something went wrong on this node; its log has it under {request_id}")
+            )
 
     async def _get(self, key: bytes) -> bytes:
         service = self._call.service

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 from raftkv.api.limits import Limits
 from raftkv.api.routes import Route
 from raftkv.api.wire import Answer
-from raftkv.errors import LimitExceeded, Overloaded
+from raftkv.errors import Overloaded, RaftkvError
 from raftkv.service import Freshness, KVService
 
-TooLarge = Callable[[int | None], LimitExceeded]
+TooLarge = Callable[[int | None], RaftkvError]
 
 
 class Source(Protocol):

@@ -70,6 +70,7 @@ class Connection(RequestHandler):
         "_line_bytes",
         "_refused",
         "_server",
+        "body_failure",
         "half_closed",
     )
 
@@ -92,6 +93,8 @@ class Connection(RequestHandler):
         self._held = b""  # what came while the parser was paused
         self._refused = False
         self.half_closed = False
+        # The body that did not come whole, and what is wrong with its encoding ("": it was cut short).
+        self.body_failure: tuple[StreamReader, str] | None = None
         self._start_head()
 
     def _start_head(self) -> None:
@@ -142,7 +145,7 @@ class Connection(RequestHandler):
         self.half_closed = True
         if self._body is not None and not self._body.is_eof():
             self._refused = True
-            self._body.set_exception(BodyCutShort())
+            self._end_body("")
             return True
         if self._head_bytes and not self._refused:
             self._refuse(BadRequest("the request ends inside its headers; allowed is a complete request"))
@@ -244,7 +247,7 @@ class Connection(RequestHandler):
             self._cancel_head_timer()
             if self._body is not None and not self._body.is_eof():
                 self._messages.pop()  # the error is in a body: who reads that answers it
-                self._body.set_exception(BodyBroken(first_line(message.message)))
+                self._end_body(first_line(message.message))
             else:
                 self._messages[-1] = (_ErrInfo(status=400, exc=error, message=""), EMPTY_PAYLOAD)
             return
@@ -260,6 +263,12 @@ class Connection(RequestHandler):
         self._body = payload
         if in_step and not message.chunked:
             self._body_left = int(message.headers["Content-Length"])
+
+    def _end_body(self, broken: str) -> None:
+        """The body ends here though it is not whole: who reads it reads what came, and then learns of it."""
+        assert self._body is not None
+        self.body_failure = (self._body, broken)
+        self._body.feed_eof()
 
     def _refuse(self, error: RaftkvError) -> None:
         """Answers the error after what came before it, and closes."""
@@ -289,11 +298,6 @@ class Connection(RequestHandler):
         """Only what failed while an answer was being written gets here: the connection is of no more use."""
         raise ConnectionResetError("the connection failed while an answer was written") from exc
 
-    def log_exception(self, *args: Any, **kwargs: Any) -> None:
-        """A body that ends early is the client's affair, also when nobody reads it."""
-        if not isinstance(kwargs.get("exc_info"), BODY_ENDED):
-            super().log_exception(*args, **kwargs)
-
     # --- what goes out -----------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
@@ -317,17 +321,6 @@ class Connection(RequestHandler):
                 if transport.get_write_buffer_size() >= waiting:
                     transport.abort()
                     raise ConnectionResetError("the client took nothing of its answer") from None
-
-
-class BodyCutShort(Exception):
-    """The client closed before the body's end."""
-
-
-class BodyBroken(Exception):
-    """The chunked encoding can't be read."""
-
-
-BODY_ENDED = (BodyCutShort, BodyBroken)
 
 
 class Sent:
@@ -467,20 +460,19 @@ class Exchange:
                     f"body: {received} bytes came, at less than {limits.body_bytes_per_second_min} a second "
                     f"({limits.flag('body_bytes_per_second_min')})"
                 ) from None
-            except BodyCutShort:
-                length = self.body_length
-                whole = "the chunk that ends it" if length is None else f"all of its {length} bytes"
-                raise BadRequest(
-                    f"body: it ends after {payload.total_bytes} bytes, before {whole}; "
-                    "allowed is a complete body"
-                ) from None
-            except (BodyBroken, RequestPayloadError) as error:
-                raise BadRequest(
-                    f"body: its chunked encoding is broken ({first_line(str(error))}); allowed is what "
-                    "RFC 9112 §7.1 has"
-                ) from error
+            except RequestPayloadError as error:
+                raise broken_body(first_line(str(error))) from error
             received += len(piece)
             yield piece
+        failure = self.connection.body_failure
+        if failure is not None and failure[0] is payload:
+            if failure[1]:
+                raise broken_body(failure[1])
+            length = self.body_length
+            whole = "the chunk that ends it" if length is None else f"all of its {length} bytes"
+            raise BadRequest(
+                f"body: it ends after {received} bytes, before {whole}; allowed is a complete body"
+            )
 
 
 # --- what the parser refuses ------------------------------------------------------------------------------
@@ -546,6 +538,10 @@ def _refused_coding(said: str) -> RaftkvError | None:
     if "ransfer-Encoding" in said and "Content-Length" not in said:
         return NotImplementedHere(f"header Transfer-Encoding: {said}; allowed is chunked")
     return None
+
+
+def broken_body(said: str) -> BadRequest:
+    return BadRequest(f"body: its chunked encoding is broken ({said}); allowed is what RFC 9112 §7.1 has")
 
 
 def request_line_too_large(limits: Limits) -> RaftkvError:

@@ -40,7 +40,7 @@ from raftkv.api.wire import (
     wants_ndjson,
     write_conditions,
 )
-from raftkv.errors import BadRequest, BodyTooLarge, LimitExceeded
+from raftkv.errors import BadRequest, BodyTooLarge, LimitExceeded, RaftkvError
 from raftkv.kv.command import Append, Command, Condition, Delete, DeletePrefix, Increment, Put, Transaction
 from raftkv.kv.image import PAGE_RECORDS
 from raftkv.model import (
@@ -149,15 +149,13 @@ async def value_of(call: Call) -> bytes:
     return check_value(await call.body.read(limits.value_bytes_max, too_large), "body", limits)
 
 
-async def no_body(call: Call, instead: str = "send none") -> None:
-    def not_allowed(size: int | None) -> LimitExceeded:
-        return BodyTooLarge(
-            f"body: {call.method} takes no body here; {instead}", limit=0, size=size, flag="none"
-        )
+async def no_body(call: Call, instead: str = "allowed is none") -> None:
+    """Refuses a body that the route would pass over."""
 
-    if call.body.length != 0:
-        call.body.check_length(0, lambda size: not_allowed(size))
-        await call.body.read(0, not_allowed)
+    def not_allowed(size: int | None) -> RaftkvError:
+        return BadRequest(f"body: {call.method} takes no body here; {instead}")
+
+    await call.body.read(0, not_allowed)
 
 
 def refuse_encoding(call: Call) -> None:
@@ -313,6 +311,7 @@ async def transact(call: Call) -> Answer:
 async def export(call: Call) -> Streamed:
     await no_body(call)
     await reach(call)
+    call.service.check_room_for_export()
     return Streamed(Answer(200, content_type=NDJSON), export_lines(call, call.query.get("prefix", b"")))
 
 
