@@ -307,7 +307,7 @@ class _Accepted(asyncio.Protocol):
                 case Established():
                     self._established(event)
                 case Refused():
-                    self.reject(event.refusal.reason)
+                    self.reject(event.refusal.reason, name=event.peer.name)
 
     def _established(self, event: Established) -> None:
         self.peer = event.peer
@@ -345,16 +345,18 @@ class _Accepted(asyncio.Protocol):
             self._deadline.cancel()
         self._owner._accepted_gone(self)
 
-    def reject(self, reason: str) -> None:
-        """Close, for a reason that someone should see. What was written (a refusal) still goes out."""
+    def reject(self, reason: str, *, name: str = "") -> None:
+        """Close, for a reason that someone should see. What was written (a refusal) still goes out.
+        `name` is of a peer that has proven the secret."""
         if self._closed:
             return
-        name = self.peer.name if self.peer is not None else "?"
+        if self.peer is not None:
+            name = self.peer.name
         self._owner._complaints.note(
-            f"{self._address} {reason}" if self.peer is None else f"{name} {reason}",
+            name or self._address.rpartition(":")[0],
             'connection_rejected address=%s peer=%s reason="%s"',
             self._address,
-            name,
+            name or "?",
             reason,
         )
         self._closed = True
@@ -567,23 +569,24 @@ class _Caller:
 
 
 class _Complaints:
-    """Warnings about connections, each kind at most once a second: a stranger must not fill the disk."""
+    """Warnings about connections, one a second about each source: a stranger must not fill the disk."""
 
-    KINDS_MAX = 64
+    SOURCES_MAX = 64  # in one second; what comes from more of them is only counted
     PAUSE_SECONDS = 1.0
 
     def __init__(self) -> None:
         self._last: dict[str, float] = {}
         self._suppressed = 0
 
-    def note(self, kind: str, text: str, *arguments: object) -> None:
+    def note(self, source: str, text: str, *arguments: object) -> None:
         now = asyncio.get_running_loop().time()
-        if now - self._last.get(kind, float("-inf")) < self.PAUSE_SECONDS:
+        if len(self._last) >= self.SOURCES_MAX:
+            self._last = {key: at for key, at in self._last.items() if now - at < self.PAUSE_SECONDS}
+        recent = now - self._last.get(source, float("-inf")) < self.PAUSE_SECONDS
+        if recent or len(self._last) >= self.SOURCES_MAX:
             self._suppressed += 1
             return
-        if len(self._last) >= self.KINDS_MAX:
-            self._last.clear()
-        self._last[kind] = now
+        self._last[source] = now
         logger.warning(text + " suppressed=%d", *arguments, self._suppressed)
         self._suppressed = 0
 
