@@ -102,6 +102,23 @@ class Overloaded(Unavailable):
     code = "overloaded"
 
 
+class StoreUnavailable(Unavailable):
+    """The snapshot store can't do it now: away, slow, full, or refusing. `reason` is one word for programs;
+    the message says what to do. After `timed_out` the operation may have happened, or may yet."""
+
+    code = "store_unavailable"
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class StoreFenced(RaftkvError):
+    """A later leader publishes to the store: what this one had under way counts no more."""
+
+    code = "store_fenced"
+
+
 class InFlight(RaftkvError):
     """The first request under this idempotency key is still on its way: its outcome is not known yet."""
 

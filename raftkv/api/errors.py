@@ -29,6 +29,8 @@ from raftkv.errors import (
     RaftkvError,
     SnapshotDamaged,
     SnapshotMissing,
+    StoreFenced,
+    StoreUnavailable,
     TooStale,
     ValueTooLarge,
 )
@@ -160,6 +162,8 @@ TABLE: dict[type[RaftkvError], Status] = {
     NotLeader: Status(503, "Another node leads", 1),
     NotReady: Status(503, "The node is not ready", 1),
     Draining: Status(503, "The node is shutting down", 1),
+    StoreUnavailable: Status(503, "The snapshot store is not available", 5),
+    StoreFenced: Status(503, "A later leader publishes snapshots", 1),
     TooStale: Status(503, "The node's state is too old for this read", 1),
     CommitTimeout: Status(504, "The write was not committed in time"),
     LeaderChanged: Status(504, "Leadership changed while the write was on its way"),

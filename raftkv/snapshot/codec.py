@@ -52,6 +52,7 @@ _PAGE_HEAD = struct.Struct("<BI")
 _ID = re.compile(
     r"[0-9]{16,20}-[0-9]{8,20}-r[0-9]{1,20}-[0-9]{8}T[0-9]{6}\.[0-9]{3}Z-[0-9A-Za-z_]{0,8}", re.ASCII
 )
+_STATE_HASH = re.compile(r"([0-9a-f]{32})?", re.ASCII)
 _FILE = re.compile(rf"({_ID.pattern})\.(?:[0-9]{{5,}}\.chunk|manifest|manifest\.tmp)", re.ASCII)
 
 
@@ -83,10 +84,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
     chunks: tuple[Chunk, ...]
     format: int = FORMAT
+    state_hash: str = ""  # in hex; see `kv.history`. Empty: the maker did not know it
 
     @property
     def state(self) -> MachineState:
-        return MachineState(self.index, self.revision, self.log_time_ms, self.sequence)
+        state_hash = bytes.fromhex(self.state_hash)
+        return MachineState(self.index, self.revision, self.log_time_ms, self.sequence, state_hash)
 
 
 _encode_json = msgspec.json.Encoder().encode
@@ -158,6 +161,8 @@ def decode_manifest(data: bytes) -> Manifest:
 def _check(manifest: Manifest) -> None:
     if not is_snapshot_id(manifest.id):
         raise SnapshotDamaged(f"the manifest's id {manifest.id!r} is not a snapshot's")
+    if not _STATE_HASH.fullmatch(manifest.state_hash):
+        raise SnapshotDamaged(f"the manifest's state hash {manifest.state_hash!r} is not one")
     for number, chunk in enumerate(manifest.chunks):
         if chunk.name != chunk_name(manifest.id, number):
             raise SnapshotDamaged(f"the manifest calls chunk {number} {chunk.name!r}")

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 
 from raftkv.errors import SnapshotDamaged, SnapshotMissing
@@ -29,10 +29,17 @@ from raftkv.snapshot.store import damaged
 class DirectoryStore:
     """A `Store`. `clock` gives Unix time in seconds, for names."""
 
+    advice = (
+        "Put back an intact copy of the file, or move the "
+        "snapshot's files away: the node then starts from an older snapshot if its journal reaches back to "
+        "it, and otherwise has to be re-admitted with an empty data directory."
+    )
+
     def __init__(self, disk: Disk, clock: Callable[[], float] = time.time) -> None:
         self._disk = disk
         self._clock = clock
         self._received: dict[str, set[int]] = {}
+        self._held: tuple[str, ...] = ()  # replaced whole: read by one thread, changed by another
         self._remove_unfinished()
 
     @classmethod
@@ -80,7 +87,18 @@ class DirectoryStore:
     def retain(self, count: int) -> None:
         snapshots = self._ids()
         for snapshot in snapshots[: max(len(snapshots) - count, 0)]:
-            self.delete(snapshot)
+            if snapshot not in self._held:
+                self.delete(snapshot)
+
+    @contextlib.contextmanager
+    def hold(self, snapshot: str) -> Iterator[None]:
+        self._held = (*self._held, snapshot)
+        try:
+            yield
+        finally:
+            held = list(self._held)
+            held.remove(snapshot)
+            self._held = tuple(held)
 
     def _remove_unfinished(self) -> None:
         names = set(self._disk.names())

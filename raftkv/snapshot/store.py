@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from raftkv.errors import SnapshotDamaged
@@ -60,7 +61,24 @@ class Receiver(Protocol):
         """Takes away what came. Without it, the next `receive` of the same manifest goes on from here."""
 
 
-class Store(Protocol):
+class Reader(Protocol):
+    """Where whole snapshots can be read: a `Store`, or what was published."""
+
+    @property
+    def advice(self) -> str:
+        """What to do about a snapshot that can't be read."""
+
+    def manifest(self, snapshot: str) -> Manifest:
+        """Raises SnapshotMissing, SnapshotDamaged."""
+
+    def read_chunk(self, snapshot: str, number: int, offset: int = 0, size: int | None = None) -> bytes:
+        """Stored bytes, not verified. Raises SnapshotMissing where the snapshot or the chunk is not there."""
+
+    def location(self, name: str) -> str:
+        """Where the file `name` is, for messages."""
+
+
+class Store(Reader, Protocol):
     def time_ms(self) -> int:
         """Unix time for a new snapshot's name."""
 
@@ -72,20 +90,15 @@ class Store(Protocol):
     def list(self) -> list[Manifest]:
         """Oldest first. Raises SnapshotDamaged where a manifest can't be read: never a shorter list."""
 
-    def manifest(self, snapshot: str) -> Manifest:
-        """Raises SnapshotMissing, SnapshotDamaged."""
-
-    def read_chunk(self, snapshot: str, number: int, offset: int = 0, size: int | None = None) -> bytes:
-        """Stored bytes, not verified. Raises SnapshotMissing where the snapshot or the chunk is not there."""
-
     def delete(self, snapshot: str) -> None:
         """Raises SnapshotMissing."""
 
     def retain(self, count: int) -> None:
-        """Deletes all but the newest `count`, by their ids: what can't be read goes like the rest."""
+        """Deletes all but the newest `count`, by their ids: what can't be read goes like the rest.
+        Not those that are held."""
 
-    def location(self, name: str) -> str:
-        """Where the file `name` is, for messages."""
+    def hold(self, snapshot: str) -> AbstractContextManager[None]:
+        """While it lasts, `retain` leaves the snapshot alone: it is being copied elsewhere. Any thread."""
 
 
 class SnapshotWriter:
@@ -188,13 +201,10 @@ class SnapshotWriter:
             raw_bytes=sum(chunk.raw_bytes for chunk in self._chunks),
             sha256=self._whole.hexdigest(),
             chunks=tuple(self._chunks),
+            state_hash=self._state.hash.hex(),
         )
 
 
-def damaged(store: Store, name: str, reason: object) -> SnapshotDamaged:
+def damaged(store: Reader, name: str, reason: object) -> SnapshotDamaged:
     """The same words wherever a snapshot turns out to be unusable: which file, why, what to do."""
-    return SnapshotDamaged(
-        f"snapshot file {store.location(name)}: {reason}. Put back an intact copy of the file, or move the "
-        "snapshot's files away: the node then starts from an older snapshot if its journal reaches back to "
-        "it, and otherwise has to be re-admitted with an empty data directory."
-    )
+    return SnapshotDamaged(f"snapshot file {store.location(name)}: {reason}. {store.advice}")
