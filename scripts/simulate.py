@@ -98,11 +98,13 @@ def _simulate(options: argparse.Namespace) -> int:
     seeds, nodes = _seeds(options, 100), options.nodes or 3
     started = time.monotonic()
     kinds: collections.Counter[str] = collections.Counter()
+    counts: collections.Counter[str] = collections.Counter()
     operations = commits = undecided = violations = 0
     for result in _results(options, seeds, nodes, None):
         operations += result.operations
         commits += result.committed
         undecided += result.undecided
+        counts.update(result.counts)
         if options.hashes:
             print(f"seed {result.seed} trace {result.trace}")
         if result.violation is not None:
@@ -111,6 +113,7 @@ def _simulate(options: argparse.Namespace) -> int:
             print(f"seed {result.seed}: {result.violation}: {result.message}", flush=True)
     elapsed = time.monotonic() - started
     found = f" ({', '.join(f'{kind} {count}' for kind, count in kinds.most_common())})" if kinds else ""
+    print(", ".join(f"{count} {what}" for what, count in sorted(counts.items())))
     what = "stock PySyncObj, " if options.stock else ""
     print(
         f"{what}{nodes} nodes: {len(seeds)} seeds, {violations} violations{found},"

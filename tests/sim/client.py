@@ -86,6 +86,7 @@ class Client:
         self._last_read: dict[bytes, bytes | None] = {}
         self._current: tuple[Request, float] | None = None
         self._attempt = 0
+        self._silences = 0
         self._uncertain = False
         scheduler.after(rng.uniform(0.0, 1.0), None, self._begin)
 
@@ -109,6 +110,7 @@ class Client:
         request = self._draw()
         self._current = (request, self._scheduler.now)
         self._uncertain = False
+        self._silences = 0
         self._log("invoke", self.name, request)
         self._send()
 
@@ -152,7 +154,9 @@ class Client:
 
         delay_s = self._rng.uniform(0.0, 0.002)
         self._scheduler.after(delay_s, server.owner, server.submit, request, answer)
-        self._scheduler.after(self._timeout_s, None, self._on_answer, attempt, Unknown())
+        # Twice as patient after each silence: many who ask again at once are a load that never ends.
+        timeout_s = self._timeout_s * 2 ** min(self._silences, 5)
+        self._scheduler.after(timeout_s, None, self._on_answer, attempt, Unknown())
 
     def _retry(self, attempt: int) -> None:
         if attempt == self._attempt and self._current is not None:
@@ -173,6 +177,7 @@ class Client:
             self._scheduler.after(self._rng.uniform(0.005, 0.1), None, self._retry, self._attempt)
         elif isinstance(result, Unknown):
             self._uncertain = True
+            self._silences += 1
             self._target = self._rng.choice(self._names)
             if request.idempotency_key is None:
                 self._record(None, None)

@@ -57,6 +57,7 @@ VALUE_BYTES_MAX = 1 << 20
 
 # lane -> (least, most) milliseconds of a job on a disk in good health
 JOB_MS = {"journal": (0.2, 3.0), "snapshot": (0.5, 30.0), "snapshot-read": (0.1, 5.0)}
+JOB_S_MAX = 3.0  # slower still, and what began before the end of the faults would outlast the settling
 CALLS_BEFORE_CRASH_MAX = 12
 
 
@@ -114,6 +115,8 @@ class NodeHost:
             draw_id=self.rng.randbytes,
         )
         assert isinstance(wal, ObservedWal)
+        if wal.recovery.torn is not None:
+            self._world.counts["torn tails cut"] += 1
         wal.observer = self._world.invariants
         wal.node = self.name
         self._world.invariants.recovered(self.name, wal.state())
@@ -227,6 +230,8 @@ class NodeProcess:
             case VoteReply(term, True):
                 invariants.spoke_of_term(self.name, term, peer)
             case AppendReply(term, _, True, index) | SnapshotInstalled(term, index):
+                if isinstance(message, SnapshotInstalled):
+                    self._world.counts["snapshots installed"] += 1
                 invariants.spoke_of_term(self.name, term, None)
                 invariants.spoke_of_log(self.name, peer, term, index)
 
@@ -238,7 +243,7 @@ class NodeProcess:
 
     def _begin_job(self, lane: str) -> None:
         factor = self._host.job_factor * self._world.disk_delay_factor[self.name]
-        delay_s = self._rng.uniform(*JOB_MS[lane]) * factor / 1000
+        delay_s = min(self._rng.uniform(*JOB_MS[lane]) * factor / 1000, JOB_S_MAX)
         self._world.scheduler.after(delay_s, self.owner, self._end_job, lane)
 
     def _end_job(self, lane: str) -> None:
@@ -259,7 +264,7 @@ class NodeProcess:
         for queue in self._lanes.values():
             if queue:
                 job, _ = queue.popleft()
-                calls = self._rng.randint(0, CALLS_BEFORE_CRASH_MAX)
+                calls = self._rng.randint(0, self._rng.choice((2, CALLS_BEFORE_CRASH_MAX)))
                 if calls == 0:
                     continue
                 for disk in disks:

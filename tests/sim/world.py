@@ -10,6 +10,7 @@ run raftkv's nodes (`node.py`) and stock PySyncObj (`stock.py`).
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import random
 import traceback
@@ -104,6 +105,7 @@ class Result:
     operations: int
     committed: int
     undecided: int
+    counts: dict[str, int]  # how often what happened, by name
 
 
 class World:
@@ -123,6 +125,7 @@ class World:
         self.scheduler = Scheduler(self._after_event)
         self.invariants = Invariants(self.names, reference)
         self.settling = False
+        self.counts: collections.Counter[str] = collections.Counter()
         self.disk_delay_factor = dict.fromkeys(self.names, 1.0)
         self._traps: dict[
             str, tuple[Callable[[str, str], None], float]
@@ -178,7 +181,11 @@ class World:
         if trap is not None:
             act, delay_s = trap
             self.log("trap", kind, source, target)
-            self.scheduler.after(delay_s, None, act, source, target)
+            self.scheduler.after(delay_s, None, self._snap, act, source, target)
+
+    def _snap(self, act: Callable[[str, str], None], source: str, target: str) -> None:
+        if not self.settling:
+            act(source, target)
 
     # --- the run --------------------------------------------------------------------------------------
 
@@ -199,6 +206,7 @@ class World:
                 process = self.processes[name]
                 if process is not None:
                     self._end(process, power_cut=False)
+        self.counts["elections"] += len(self.invariants.leaders)
         return Result(
             self.seed,
             violation,
@@ -208,6 +216,7 @@ class World:
             sum(map(len, self.history.values())),
             self.invariants.last_committed,
             undecided,
+            dict(self.counts),
         )
 
     def _run(self) -> None:
@@ -300,6 +309,7 @@ class World:
         if process is None:
             return
         self.log(why, name)
+        self.counts[why] += 1
         self._end(process, power_cut=power_cut)
         self.network.process_ended(process, power_cut=power_cut)
         self.scheduler.after(down_s, None, self.start, name)
@@ -312,6 +322,7 @@ class World:
     # --- faults ---------------------------------------------------------------------------------------
 
     def _inflict(self, fault: Fault) -> None:
+        self.counts["faults"] += 1
         self.log("fault", fault.kind, f"{fault.lasts_s:.3f}")
         getattr(self, "_fault_" + fault.kind)(random.Random(fault.seed), fault.lasts_s)
 
@@ -337,8 +348,7 @@ class World:
     def _cut(self, pairs: list[tuple[str, str]], lasts_s: float) -> None:
         for pair in pairs:
             self.network.block(*pair)
-            if not self.settling:
-                self.scheduler.after(lasts_s, None, self._mend, pair)
+            self.scheduler.after(lasts_s, None, self._mend, pair)
 
     def _mend(self, pair: tuple[str, str]) -> None:
         self.log("heal", *pair)
@@ -429,7 +439,7 @@ class World:
             self._set_trap(rng, lasts_s, rng.choice(("ask", "vote", "vote")))
 
     def _fault_trap(self, rng: random.Random, lasts_s: float) -> None:
-        self._set_trap(rng, lasts_s, rng.choice(sorted(set(TRAPS.values()))))
+        self._set_trap(rng, lasts_s, rng.choice(("append", *sorted(set(TRAPS.values())))))
 
     def _set_trap(self, rng: random.Random, lasts_s: float, kind: str) -> None:
         """Something happens to whoever sends or gets the next message of a kind, just then."""
