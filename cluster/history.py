@@ -321,11 +321,11 @@ def acknowledged_writes(records: Iterable[Record]) -> list[Record]:
     return [record for record in records if record.kind != "get" and record.outcome == "ok"]
 
 
-def write_gap_s(records: Iterable[Record], start: float, end: float) -> float:
-    """The longest stretch of [start, end] in which no write was acknowledged."""
+def write_gap(records: Iterable[Record], start: float, end: float) -> tuple[float, float]:
+    """(seconds, since when) of the longest stretch of [start, end] in which no write was acknowledged."""
     times = sorted(_completed(record) for record in acknowledged_writes(records))
     moments = [start, *(time for time in times if start < time < end), end]
-    return max((after - before for before, after in pairwise(moments)), default=0.0)
+    return max((after - before, before) for before, after in pairwise(moments))
 
 
 def resumed_after_s(records: Iterable[Record], moment: float) -> float | None:

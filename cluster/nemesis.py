@@ -32,7 +32,7 @@ import click
 import msgspec
 
 from cluster import history, network
-from cluster.history import Recorder, Violation
+from cluster.history import Record, Recorder, Violation
 from cluster.local import LocalCluster, NodeFailed, find_base_port
 from cluster.network import Link, Network, both_ways
 from cluster.plain_http import Address
@@ -144,8 +144,8 @@ class Report:
     keys: int = 0
     faults: dict[str, int] = field(default_factory=dict)
     violations: list[Violation] = field(default_factory=list)
-    write_gap_s: float = 0.0
-    write_gap_with_majority_s: float = 0.0
+    write_gap: tuple[float, float] = (0.0, 0.0)  # (seconds, since when from the start)
+    write_gap_with_majority: tuple[float, float] = (0.0, 0.0)
     elections_s: list[float] = field(default_factory=list)  # after kills of the leader with a majority left
     judged_s: float = 0.0
     saved: str = ""
@@ -157,8 +157,8 @@ class Report:
         yield f"faults {sum(self.faults.values())}"
         yield "  " + ", ".join(f"{name} {count}" for name, count in sorted(self.faults.items()))
         yield (
-            f"longest write gap {self.write_gap_s:.2f} s; while a majority stood "
-            f"{self.write_gap_with_majority_s:.2f} s"
+            "longest write gap {:.2f} s at {:.2f} s; ".format(*self.write_gap)
+            + "while a majority stood {:.2f} s at {:.2f} s".format(*self.write_gap_with_majority)
         )
         if self.elections_s:
             median, longest = statistics.median(self.elections_s), max(self.elections_s)
@@ -418,10 +418,9 @@ class Campaign:
         report.operations = len(records)
         report.outcomes = history.outcomes(records)
         report.keys = len(self._load.keys.used())
-        report.write_gap_s = history.write_gap_s(records, self._began, end)
         stretches = standing_stretches(self._standing, end)
-        gaps = [history.write_gap_s(records, start, stop) for start, stop in stretches]
-        report.write_gap_with_majority_s = max(gaps, default=0.0)
+        report.write_gap = self._gap(records, [(self._began, end)])
+        report.write_gap_with_majority = self._gap(records, stretches)
         resumed = [(moment, history.resumed_after_s(records, moment)) for moment in self._leader_kills]
         report.elections_s = [
             seconds
@@ -430,6 +429,11 @@ class Campaign:
             and any(start <= moment and moment + seconds <= stop for start, stop in stretches)
         ]
         return report
+
+    def _gap(self, records: list[Record], stretches: list[tuple[float, float]]) -> tuple[float, float]:
+        gaps = (history.write_gap(records, start, stop) for start, stop in stretches)
+        seconds, since = max(gaps, default=(0.0, self._began))
+        return seconds, since - self._began
 
     async def _read_everything(self) -> None:
         """Every key, on every node: a linearizable read each, recorded like any other."""

@@ -155,9 +155,9 @@ def test_write_gap_and_resumption() -> None:
         record("put", "register/a", 5, 8, value="c"),
         record("put", "register/a", 8, 9, value="c", outcome="unknown"),
     ]
-    assert history.write_gap_s(records, 0, 10) == 5
-    assert history.write_gap_s(records, 0, 14) == 6
-    assert history.write_gap_s([], 0, 3) == 3
+    assert history.write_gap(records, 0, 10) == (5, 1)
+    assert history.write_gap(records, 0, 14) == (6, 8)
+    assert history.write_gap([], 0, 3) == (3, 0)
     assert history.resumed_after_s(records, 4) == 4
     assert history.resumed_after_s(records, 5) is None
     assert history.outcomes(records) == {"get ok": 1, "put ok": 3, "put unknown": 1}
