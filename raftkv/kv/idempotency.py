@@ -90,11 +90,11 @@ class IdempotencyTable:
 
     __slots__ = ("clients", "due_ms", "outcomes", "plain", "queue", "sequence")
 
-    def __init__(self) -> None:
-        self.plain = Table()
-        self.clients = Table()
-        self.outcomes = Table()
-        self.queue = Table()
+    def __init__(self, changes: list[bytes] | None = None) -> None:
+        self.plain = Table(changes)
+        self.clients = Table(changes)
+        self.outcomes = Table(changes)
+        self.queue = Table(changes)
         self.sequence = 0  # numbers queue entries and sessions
         self.due_ms = _NEVER  # log time at which `expire` has something to do
 

@@ -47,12 +47,14 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class MachineState:
-    """The machine's numbers: with every section's pages, all that it is."""
+    """The machine's numbers: with every section's pages, all that it is. `hash` is `kv.history`'s, empty
+    where it is not known."""
 
     index: int
     revision: int
     log_time_ms: int
     sequence: int
+    hash: bytes = b""
 
 
 class Image:

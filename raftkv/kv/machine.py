@@ -6,6 +6,7 @@
 - Every write that changes something gets the next revision, a transaction's writes one together. Failed
   conditions, deletes of absent keys and transactions without an effect get none.
 - The cost of one command does not grow with the number of keys.
+- `state_hash` sums up every change there ever was (`kv.history`): replicas compare theirs.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from raftkv.kv.command import (
     Put,
     Transaction,
 )
+from raftkv.kv.history import GENESIS, Hash, History
 from raftkv.kv.idempotency import IdempotencyTable, Known
 from raftkv.kv.image import Image, MachineState, Page, Section
 from raftkv.kv.record import Key, Record
@@ -59,11 +61,12 @@ _INTEGER = re.compile(rb"-?[0-9]{1,32}")
 class Machine:
     """One thread applies and reads; `load` may run on another one before the machine is handed over."""
 
-    __slots__ = ("_idempotency", "_items", "_undo", "applied_index", "log_time_ms", "revision")
+    __slots__ = ("_history", "_idempotency", "_items", "_undo", "applied_index", "log_time_ms", "revision")
 
-    def __init__(self) -> None:
-        self._items = Table()
-        self._idempotency = IdempotencyTable()
+    def __init__(self, state_hash: Hash = GENESIS) -> None:
+        self._history = History(state_hash)
+        self._items = Table(self._history.changes)
+        self._idempotency = IdempotencyTable(self._history.changes)
         self._undo: list[tuple[Key, Record | None]] | None = None  # while a transaction runs
         self.revision = 0
         self.log_time_ms = 0
@@ -115,7 +118,17 @@ class Machine:
     # --- images and loading ------------------------------------------------------------------------
 
     def state(self) -> MachineState:
-        return MachineState(self.applied_index, self.revision, self.log_time_ms, self._idempotency.sequence)
+        return MachineState(
+            self.applied_index, self.revision, self.log_time_ms, self._idempotency.sequence, self.state_hash
+        )
+
+    @property
+    def state_hash(self) -> Hash:
+        """Of every change up to `applied_index`; ask between entries. Empty where it is not known, which is
+        after loading a snapshot that has none."""
+        if self._history.changes:
+            self._seal()
+        return self._history.hash
 
     def image(self) -> Image:
         """Everything, as it is now. Costs nothing to take; close it."""
@@ -133,7 +146,7 @@ class Machine:
 
         Raises ValueError where the pages can't be an image's.
         """
-        machine = cls()
+        machine = cls(state.hash)
         tables = dict(machine._sections())
         for page in pages:
             tables[page.section].extend(page.keys, page.records)
@@ -166,11 +179,16 @@ class Machine:
 
     def advance(self, index: int) -> None:
         """An entry that carries no command (no-op, membership) was applied."""
+        if self._history.changes:
+            self._seal()
         self.applied_index = index
 
     def apply(self, index: int, log_time_ms: int, command: Command) -> Applied:
         """Applies one command of the entry at `index`; commands of one entry share index and time."""
-        self.applied_index = index
+        if index != self.applied_index:
+            if self._history.changes:
+                self._seal()
+            self.applied_index = index
         if log_time_ms > self.log_time_ms:
             self.log_time_ms = log_time_ms
         if self.log_time_ms >= self._idempotency.due_ms:
@@ -184,6 +202,10 @@ class Machine:
         result = self._run(command)
         self._idempotency.keep(found, keyed.fingerprint, result, self.log_time_ms)
         return Applied(index, result)
+
+    def _seal(self) -> None:
+        """The changes of one entry are complete."""
+        self._history.seal(self.applied_index, self.revision, self.log_time_ms)
 
     def _run(self, command: Command) -> Result:
         if isinstance(command, Transaction):

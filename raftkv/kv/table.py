@@ -37,9 +37,12 @@ Block = dict[bytes, bytes]
 class Table:
     """Values are never empty: in a view's memory an empty one says that the key was absent."""
 
-    __slots__ = ("_blocks", "_lows", "_views", "bytes", "count")
+    __slots__ = ("_blocks", "_changes", "_lows", "_views", "bytes", "count")
 
-    def __init__(self) -> None:
+    def __init__(self, changes: list[bytes] | None = None) -> None:
+        """Every change is also added to `changes`, as the key and its new value (empty: it is gone), in an
+        order that does not depend on how the keys lie in blocks."""
+        self._changes = changes
         self._lows: list[bytes] = [b""]
         self._blocks: list[Block] = [{}]
         self._views: list[TableView] = []
@@ -68,6 +71,8 @@ class Table:
             self.count += 1
             self.bytes += len(key) + len(new)
         block[key] = new
+        if self._changes is not None:
+            self._changes += (key, new)
 
     def set(self, key: bytes, new: bytes) -> None:
         block = self.locate(key)
@@ -83,6 +88,8 @@ class Table:
             for view in self._views:
                 view._before(key, old)
         del block[key]
+        if self._changes is not None:
+            self._changes += (key, b"")
         self.count -= 1
         self.bytes -= len(key) + len(old)
         if len(block) < _BLOCK_KEYS_LOW and len(self._blocks) > 1:
@@ -199,6 +206,9 @@ class Table:
             for view in self._views:
                 for key, old in doomed.items():
                     view._before(key, old)
+            if self._changes is not None:
+                for key in sorted(doomed):
+                    self._changes += (key, b"")
             deleted += len(doomed)
             self.count -= len(doomed)
             self.bytes -= sum(map(len, doomed)) + sum(map(len, doomed.values()))
