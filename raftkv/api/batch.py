@@ -1,7 +1,8 @@
 """`/v1/batch`: lines in, an answer a line out, in the same order, pipelined. Knows no aiohttp.
 
 Lines are proposed in their order, without waiting for one another, up to a bound on their number and bytes;
-a `get` waits for the lines before it, so that it sees them. When the bound is reached, or the client does
+a `get` waits for the lines before it, and those after it for the `get`, so that it sees the former and not
+the latter. When the bound is reached, or the client does
 not take its answers, no more of the body is read: neither side ever holds the whole.
 
 A line answers with the status, code and outcome of the same single call. A key for the whole batch in
@@ -109,12 +110,14 @@ class Batch:
         while self._pending and self._bytes + size > BYTES_IN_FLIGHT_MAX:
             self._room.clear()
             await self._room.wait()
+        alone = False
         try:
             parsed = self._parse(line)
         except RaftkvError as error:
             work = self._done(self._refused(error))
         else:
-            if isinstance(parsed.operation, Get) and self._pending:
+            alone = isinstance(parsed.operation, Get)
+            if alone and self._pending:
                 await asyncio.wait(self._pending)
             work = self._answer(parsed, size, self._number)
         task = group.create_task(work)
@@ -122,6 +125,8 @@ class Batch:
         self._pending.add(task)
         task.add_done_callback(lambda task: self._ended(task, size))
         await self._queue.put(task)
+        if alone:
+            await asyncio.wait((task,))
 
     def _ended(self, task: asyncio.Task[bytes], size: int) -> None:
         self._pending.discard(task)

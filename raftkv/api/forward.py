@@ -15,15 +15,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
 
 import aiohttp
 from yarl import URL
 
-from raftkv.api.calls import Call, Streamed
+from raftkv.api.calls import Call, Streamed, TooLarge
 from raftkv.api.limits import Limits
-from raftkv.api.wire import Answer, split_target
-from raftkv.errors import BodyTooLarge, CommitTimeout, LimitExceeded, NoLeader, NotLeader, Overloaded
+from raftkv.api.wire import Answer, body_too_large, split_target, value_too_large
+from raftkv.errors import CommitTimeout, NoLeader, NotLeader, Overloaded
 
 WINDOW = 1_000
 LANES_MAX = 64
@@ -110,7 +109,7 @@ class Forwarder:
         """
         if call.route.name == "batch":
             return await self._stream(call, leader_url)
-        body = await call.body.read(*self._body_bound())
+        body = await call.body.read(*self._body_bound(call))
         if "Idempotency-Key" in call.headers:
             return await self._attempts(call, leader_url, body, handler)
         lane, number = self._lanes.take()
@@ -120,19 +119,12 @@ class Forwarder:
         finally:
             del lane.on_their_way[number]
 
-    def _body_bound(self) -> tuple[int, Any]:
+    def _body_bound(self, call: Call) -> tuple[int, TooLarge]:
+        """As the route's own handler has it."""
         limits = self._limits
-        bound = max(limits.value_bytes_max, limits.body_bytes_max)
-
-        def too_large(size: int | None) -> LimitExceeded:
-            return BodyTooLarge(
-                f"body: it has more than {bound} bytes ({limits.flag('body_bytes_max')})",
-                limit=bound,
-                size=size,
-                flag=limits.flag("body_bytes_max"),
-            )
-
-        return bound, too_large
+        if call.route.name in ("put_key", "change_key"):
+            return limits.value_bytes_max, lambda size: value_too_large(size, "body", limits)
+        return limits.body_bytes_max, lambda size: body_too_large(size, limits)
 
     async def _attempts(
         self, call: Call, leader_url: str, body: bytes, handler: Handler
@@ -204,9 +196,12 @@ class Forwarder:
             raise CommitTimeout(f"the connection to the leader failed on the way: {error}") from error
 
         async def chunks() -> AsyncIterator[bytes]:
-            async with response:
-                async for piece in response.content.iter_any():
-                    yield piece
+            try:
+                async with response:
+                    async for piece in response.content.iter_any():
+                        yield piece
+            except aiohttp.ClientError as error:
+                raise CommitTimeout(f"the stream to or from the leader was cut: {error}") from error
 
         return Streamed(_answer(response, b""), chunks())
 

@@ -22,6 +22,7 @@ from raftkv.api.wire import (
     NDJSON,
     Answer,
     WriteConditions,
+    body_too_large,
     check_key,
     check_value,
     decoded,
@@ -40,7 +41,7 @@ from raftkv.api.wire import (
     wants_ndjson,
     write_conditions,
 )
-from raftkv.errors import BadRequest, BodyTooLarge, LimitExceeded, RaftkvError
+from raftkv.errors import BadRequest, LimitExceeded, RaftkvError
 from raftkv.kv.command import Append, Command, Condition, Delete, DeletePrefix, Increment, Put, Transaction
 from raftkv.kv.image import PAGE_RECORDS
 from raftkv.model import (
@@ -288,14 +289,7 @@ async def transact(call: Call) -> Answer:
     limits = call.limits
 
     def too_large(size: int | None) -> LimitExceeded:
-        flag = limits.flag("body_bytes_max")
-        return BodyTooLarge(
-            f"body: it has {size or f'more than {limits.body_bytes_max}'} bytes; at most "
-            f"{limits.body_bytes_max} are allowed ({flag})",
-            limit=limits.body_bytes_max,
-            size=size,
-            flag=flag,
-        )
+        return body_too_large(size, limits)
 
     call.body.check_length(limits.body_bytes_max, too_large)
     call.service.check_leads()

@@ -22,7 +22,7 @@ import msgspec
 
 from raftkv.api.errors import ConditionFailed, reason
 from raftkv.api.limits import Limits
-from raftkv.errors import BadRequest, KeyTooLarge, ValueTooLarge
+from raftkv.errors import BadRequest, BodyTooLarge, KeyTooLarge, ValueTooLarge
 from raftkv.kv.command import Condition
 from raftkv.model import (
     DEFAULT_CONTENT_TYPE,
@@ -121,6 +121,18 @@ def value_too_large(size: int | None, what: str, limits: Limits) -> ValueTooLarg
         limit=limits.value_bytes_max,
         size=size,
         flag=limits.flag("value_bytes_max"),
+    )
+
+
+def body_too_large(size: int | None, limits: Limits) -> BodyTooLarge:
+    """As `value_too_large`, for a body that is JSON."""
+    flag = limits.flag("body_bytes_max")
+    return BodyTooLarge(
+        f"body: it has {size or f'more than {limits.body_bytes_max}'} bytes; at most "
+        f"{limits.body_bytes_max} are allowed ({flag})",
+        limit=limits.body_bytes_max,
+        size=size,
+        flag=flag,
     )
 
 

@@ -74,6 +74,8 @@ class LocalConsensus:
             raise self.read_error
         if self.leadership.leader is None:
             raise NoLeader("no leader is known")
+        for _ in range(20):  # a round to a majority takes a while, and others go on meanwhile
+            await asyncio.sleep(0)
 
     async def wait_revision(self, revision: int, *, timeout_s: float) -> None:
         async with asyncio.timeout(timeout_s), self._applied:

@@ -420,7 +420,10 @@ def test_there_are_a_hundred_kinds() -> None:
 
 @pytest.mark.parametrize("case", ALL, ids=lambda case: case.what)
 async def test_a_broken_request_is_refused_with_a_helpful_problem(http: Http, case: Bad) -> None:
-    reply = await http.raw(case.raw, method=case.method, half_close=case.half_close)
+    raw = case.raw
+    if b"Raftkv-Route" not in raw:  # a follower would send it on before it looked at its body
+        raw = raw.replace(HOST, HOST + b"".join(f"{n}: {v}\r\n".encode() for n, v in http.headers), 1)
+    reply = await http.raw(raw, method=case.method, half_close=case.half_close)
     problem = reply.json
     assert (reply.status, problem["code"]) == (case.status, case.code), problem
     assert reply.headers["content-type"] == "application/problem+json"

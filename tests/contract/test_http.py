@@ -11,6 +11,7 @@ from urllib.parse import quote
 import pytest
 
 from raftkv.api.limits import LIMITS
+from tests.contract.conftest import Node
 from tests.contract.plain import Http, request
 
 ANSWER_HEADERS = ("raftkv-revision", "raftkv-served-by", "raftkv-leader", "raftkv-term", "request-id")
@@ -513,7 +514,8 @@ async def test_a_key_for_a_whole_batch_makes_it_repeatable(http: Http, name: str
     assert again == [{**answer, "replayed": True} for answer in first]
 
 
-async def test_a_batch_that_ends_in_the_middle_does_what_came(http: Http, name: str) -> None:
+async def test_a_batch_that_ends_in_the_middle_does_what_came(node: Node, name: str) -> None:
+    http = node.http
     line = json.dumps({"op": "incr", "key": name}).encode() + b"\n"
     raw = request("POST", "/v1/batch", [*http.headers, ("Content-Length", "1000")], None) + line
     reply = await http.raw(raw, half_close=True)
@@ -618,8 +620,23 @@ async def test_min_revision_beyond_the_store_times_out_unready(http: Http, name:
 
 async def test_status_tells_what_the_contract_names(http: Http) -> None:
     status = (await http("GET", "/v1/status")).json
-    for field in ("name", "cluster_id", "role", "term", "leader", "commit_index", "applied_index", "revision",
-                  "keys", "bytes", "journal", "snapshot", "version", "peers", "acknowledged_means"):
+    for field in (
+        "name",
+        "cluster_id",
+        "role",
+        "term",
+        "leader",
+        "commit_index",
+        "applied_index",
+        "revision",
+        "keys",
+        "bytes",
+        "journal",
+        "snapshot",
+        "version",
+        "peers",
+        "acknowledged_means",
+    ):
         assert field in status
     assert status["role"] in ("leader", "follower", "candidate", "learner")
 
@@ -653,10 +670,10 @@ async def test_a_snapshot_is_an_operation(http: Http, name: str) -> None:
     async with asyncio.timeout(20):
         while (operation := (await http("GET", started.headers["location"])).json)["state"] == "running":
             pass
-    assert (operation["state"], operation["progress"]) == ("done", 1.0)
-    snapshots = (await http("GET", "/v1/snapshots")).json["snapshots"]
-    assert operation["result"] in snapshots
-    assert {"id", "index", "term", "revision", "time", "bytes"} <= snapshots[0].keys()
+        assert (operation["state"], operation["progress"]) == ("done", 1.0)
+        while operation["result"] not in (await http("GET", "/v1/snapshots")).json["snapshots"]:
+            pass
+    assert {"id", "index", "term", "revision", "time", "bytes"} <= operation["result"].keys()
 
 
 async def test_metrics_count_by_template_and_never_by_key(http: Http, name: str) -> None:
