@@ -186,6 +186,8 @@ class Core(SyncObj):  # type: ignore[misc]
         self._votes: set[str] = set()
         self._pre_votes: set[str] | None = None
         self._next_heartbeat = 0.0
+        self._made_for: tuple[int, ...] | None = None
+        self._made: tuple[AppendEntries, int]
         self._reported: tuple[int, str | None, int] | None = None
         conf = SyncObjConf(autoTick=False, commandsWaitLeader=False)
         super().__init__(Node(name), [Node(p) for p in self.peers], conf, transport=_NoTransport())
@@ -515,16 +517,25 @@ class Core(SyncObj):  # type: ignore[misc]
                 if at_least_one:
                     self.offer_snapshot(peer, self.sequence)
                 return
-            entries, size = self._entries_from(progress.next_index) if progress.window_open else ((), 0)
-            previous = progress.next_index - 1
-            self.send(
-                peer,
-                AppendEntries(self.term, self.sequence, previous, previous_term, self.commit_index, entries),
-                0,
-            )
-            if entries:
-                progress.sent(previous + len(entries), size)
+            message, size = self._append_message(progress.next_index, previous_term, progress.window_open)
+            self.send(peer, message, 0)
+            if message.entries:
+                progress.sent(message.prev_log_index + len(message.entries), size)
             at_least_one = False
+
+    def _append_message(
+        self, next_index: int, previous_term: int, with_entries: bool
+    ) -> tuple[AppendEntries, int]:
+        """And the bytes of its entries. Peers that stand at the same place get the same object, which the
+        transport encodes once."""
+        made_for = (self.term, self.sequence, self.commit_index, self.last_index, next_index, with_entries)
+        if self._made_for != made_for:
+            entries, size = self._entries_from(next_index) if with_entries else ((), 0)
+            message = AppendEntries(
+                self.term, self.sequence, next_index - 1, previous_term, self.commit_index, entries
+            )
+            self._made_for, self._made = made_for, (message, size)
+        return self._made
 
     def _entries_from(self, index: int) -> tuple[tuple[Entry, ...], int]:
         chosen: list[Entry] = []

@@ -125,6 +125,8 @@ class Transport:
         self._accepted: dict[str, _Accepted] = {}
         self._strangers: dict[_Accepted, None] = {}  # unauthenticated, oldest first
         self._complaints = _Complaints()
+        self._encoded_message: Message | None = None
+        self._encoded = b""
         self._tasks = asyncio.TaskGroup()
         self._server: asyncio.Server | None = None
 
@@ -193,13 +195,9 @@ class Transport:
 
     def send(self, peer: str, message: Message) -> bool:
         """False: not connected, or cut for its backlog; the message is gone. True promises nothing."""
-        return self._send(peer, b"\x01" + messages.encode(message))
-
-    def broadcast(self, peers: Iterable[str], message: Message) -> None:
-        """The same message to several peers, encoded once."""
-        payload = b"\x01" + messages.encode(message)
-        for peer in peers:
-            self._send(peer, payload)
+        if message is not self._encoded_message:  # the engine sends one object to several peers in a row
+            self._encoded_message, self._encoded = message, b"\x01" + messages.encode(message)
+        return self._send(peer, self._encoded)
 
     def send_control(self, peer: str, control: Control) -> bool:
         return self._send(peer, b"\x00" + encode_control(control))
