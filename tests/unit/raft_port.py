@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -58,6 +59,8 @@ class Node:
     port: int = 0
     standing: Standing | None = None
     on_message: Callable[[str, Message], None] | None = None
+    server_ssl: ssl.SSLContext | None = None
+    client_ssl: ssl.SSLContext | None = None
     messages: list[tuple[str, Message]] = field(default_factory=list)
     controls: list[tuple[str, Control]] = field(default_factory=list)
     links: list[str] = field(default_factory=list)  # "+n2" connected, "-n2" disconnected
@@ -77,6 +80,8 @@ class Node:
                 on_refused=lambda peer, refusal: self.refusals.append((peer, refusal)),
             ),
             limits=self.limits,
+            server_ssl=self.server_ssl,
+            client_ssl=self.client_ssl,
         )
 
     def _standing(self) -> Standing:

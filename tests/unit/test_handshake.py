@@ -167,6 +167,25 @@ def test_a_greeting_sent_back_under_the_other_role_is_refused_by_nonce() -> None
         calling.feed(reflected)
 
 
+def test_two_ends_of_the_same_role_do_not_talk() -> None:
+    with pytest.raises(HandshakeFailed, match="wrong role"):
+        dialer(standing("n1")).feed(dialer(standing("n2"), nonce=b"e" * 32).greeting)
+    with pytest.raises(HandshakeFailed, match="wrong role"):
+        acceptor(standing("n1")).feed(ACCEPTOR_GREETING)
+
+
+def test_an_answer_to_another_statement_is_refused() -> None:
+    """Even under the same nonces: the answer's MAC covers the statement that it answers."""
+    called = acceptor(standing("n2"))
+    other = dialer(standing("n3"))
+    answer = sent(called.feed(sent(other.feed(sent(called.feed(other.greeting))))))
+    assert answer
+    calling = dialer(standing("n1"))
+    calling.feed(ACCEPTOR_GREETING)
+    with pytest.raises(HandshakeFailed, match="secret"):
+        calling.feed(answer)
+
+
 def test_a_statement_sent_back_is_refused() -> None:
     """The dialer's own statement as the acceptor's answer: another key, and another text under the MAC."""
     calling, called = dialer(standing("n1")), acceptor(standing("n2"))

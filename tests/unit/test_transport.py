@@ -371,8 +371,10 @@ def test_the_port_speaks_tls_where_it_is_asked_to(
     if openssl is None:
         pytest.skip("makes its certificate with openssl")
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    request = f"{openssl} req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=raft -addext subjectAltName=IP:127.0.0.1"
-    subprocess.run([*request.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    request = "req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=raft -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run(
+        [openssl, *request.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True
+    )
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(certificate, key)
     client = ssl.create_default_context(cafile=str(certificate))
