@@ -278,6 +278,12 @@ def samples(service: KVService) -> Iterable[Sample]:
         ("journal_segments", "Segments of the journal.", known.journal.segments),
         ("snapshot_index", "Index of the newest local snapshot.", known.snapshot.index),
         ("snapshot_bytes", "Bytes of the newest local snapshot.", known.snapshot.bytes),
+        (
+            "state_diverged",
+            "1 where this node's state was found to differ from its leader's.",
+            known.agreement.divergence is not None,
+        ),
+        ("state_hash_checked_index", "Where it was last compared.", known.agreement.checked_index),
         ("writes_in_flight", "Writes that wait for their commit.", service.writes_in_flight),
         ("write_bytes_in_flight", "Bytes of those.", service.write_bytes_in_flight),
         ("reads_in_flight", "Reads that wait for their read index.", service.reads_in_flight),
@@ -298,5 +304,8 @@ def samples(service: KVService) -> Iterable[Sample]:
     for peer in known.peers:
         if peer.lag is not None:
             yield Sample("peer_lag", "Entries that a member is behind.", float(peer.lag), {"peer": peer.name})
+    checks = known.agreement
+    yield Sample("state_hash_checks", "Comparisons with the leader.", checks.checks, {}, counter=True)
+    yield Sample("state_hash_mismatches", "Those that differed.", checks.mismatches, {}, counter=True)
     for name, count in known.counters.items():
         yield Sample(name, "Counted since the node's start.", float(count), {}, counter=True)

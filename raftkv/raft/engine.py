@@ -26,6 +26,7 @@ from raftkv.journal.wal import Wal
 from raftkv.kv.command import decode_entry
 from raftkv.kv.machine import Machine
 from raftkv.model import Applied, Membership
+from raftkv.raft.agreement import Agreement
 from raftkv.raft.catchup import Catchup
 from raftkv.raft.compaction import Compaction, CompactionLimits
 from raftkv.raft.core import Core, Timing
@@ -38,6 +39,7 @@ from raftkv.raft.messages import (
     SnapshotInstalled,
     SnapshotOffer,
     SnapshotPart,
+    StateHash,
     TimeoutNow,
 )
 from raftkv.raft.proposals import REGULAR, Proposals, Ticket
@@ -126,6 +128,7 @@ class Engine:
             self.core, clock, commands_max=waiting_commands_max, bytes_max=waiting_bytes_max
         )
         self.compaction = Compaction(self, store, ports, snapshot, compaction, clock)
+        self.agreement = Agreement(self, clock)
         self.catchup = Catchup(self, store, ports, clock)
 
     # --- inputs -----------------------------------------------------------------------------------------
@@ -223,6 +226,8 @@ class Engine:
                 self.catchup.on_fetch(peer, message)
             case SnapshotPart():
                 self.catchup.on_part(peer, message)
+            case StateHash():
+                self.agreement.on_message(peer, message)
             case SnapshotInstalled():
                 self.core.snapshot_acknowledged(peer, message.term, message.index)
             case _:
@@ -247,6 +252,7 @@ class Engine:
             if not self._syncing and self.leading and self._transfer is None:
                 self.core.wants_broadcast |= self.proposals.flush()
             self.reads.pump()
+            self.agreement.pump()
             if self.core.wants_broadcast:
                 self.core.broadcast()
             self._start_sync()
@@ -364,6 +370,8 @@ class Engine:
             self._applied_commands += len(results)
         else:
             self.machine.advance(index)  # a no-op, or the configuration
+        if index == self.agreement.expected_index:
+            self.agreement.compare()
         self.proposals.applied(index, term, results)
 
     def replace_state(self, machine: Machine, manifest: Manifest) -> None:
@@ -378,6 +386,7 @@ class Engine:
         replaced, self.machine = self.machine, machine
         self._ports.run("snapshot", replaced.discard, lambda _: None)  # freeing a million keys holds a thread
         core.installed(index)
+        self.agreement.state_replaced()
         self.on_applied()
         self.proposals.skipped_to(index)
 

@@ -136,6 +136,14 @@ class TimeoutNow(_Message, frozen=True, tag="tn"):
     term: int
 
 
+class StateHash(_Message, frozen=True, tag="sh"):
+    """The leader's `Machine.state_hash` at `index`, for the followers to compare theirs with."""
+
+    term: int
+    index: int
+    hash: bytes
+
+
 Message = (
     PreVote
     | PreVoteReply
@@ -152,6 +160,7 @@ Message = (
     | ReadIndexRequest
     | ReadIndexReply
     | TimeoutNow
+    | StateHash
 )
 
 _encoder = msgspec.msgpack.Encoder()

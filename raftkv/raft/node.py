@@ -37,7 +37,14 @@ from raftkv.raft.handshake import Hello, Refusal, Standing
 from raftkv.raft.identity import draw_id, load_or_create, reconcile, settle
 from raftkv.raft.messages import Message
 from raftkv.raft.quorum import majority
-from raftkv.raft.status import JournalStatus, Leadership, NodeStatus, PeerStatus, SnapshotStatus
+from raftkv.raft.status import (
+    AgreementStatus,
+    JournalStatus,
+    Leadership,
+    NodeStatus,
+    PeerStatus,
+    SnapshotStatus,
+)
 from raftkv.raft.transport import Callbacks, Limits, Transport
 from raftkv.snapshot.codec import Manifest
 from raftkv.snapshot.store import Store
@@ -450,6 +457,7 @@ class RaftNode:
             ready_reason=reason,
             started=self._was_ready,
             draining=self._draining,
+            agreement=self._agreement_status(),
         )
 
     # --- inside ----------------------------------------------------------------------------------------
@@ -524,6 +532,19 @@ class RaftNode:
             bytes=0 if manifest is None else manifest.bytes,
             state="installing" if installing else "writing" if writing else "idle",
             store=str(self._settings.data_dir / "snapshots"),
+        )
+
+    def _agreement_status(self) -> AgreementStatus:
+        engine = self._engine
+        if engine is None:
+            return AgreementStatus()
+        agreement = engine.agreement
+        return AgreementStatus(
+            hash=engine.machine.state_hash.hex(),
+            checked_index=agreement.checked_index,
+            checks=agreement.checks,
+            mismatches=agreement.mismatches,
+            divergence=agreement.divergence,
         )
 
     def _peer_statuses(self) -> tuple[PeerStatus, ...]:

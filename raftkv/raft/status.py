@@ -67,6 +67,46 @@ class SnapshotStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Divergence:
+    """An alarm: at `index` this node's state had another hash than its leader's. Hashes in hex."""
+
+    index: int
+    hash: str
+    leaders_hash: str
+    leader: str
+
+
+@dataclass(frozen=True, slots=True)
+class AgreementStatus:
+    """`hash` is of the state at the applied index, "" where it is not known. The leader's was last compared
+    at `checked_index`; a leader, which compares with nobody, says 0."""
+
+    hash: str = ""
+    checked_index: int = 0
+    checks: int = 0
+    mismatches: int = 0
+    divergence: Divergence | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveStatus:
+    """Publishing to the snapshot store that the cluster shares. The leader's to do, so others are `standby`,
+    and know nothing of what is there. `error` says why the last attempt failed, "" where it didn't."""
+
+    store: str
+    state: Literal["standby", "idle", "publishing", "failing"]
+    id: str | None
+    index: int
+    age_s: float | None
+    uploads: int
+    bytes: int
+    seconds_last: float | None
+    failures: int
+    failures_in_row: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class NodeStatus:
     """`ready_reason` is a sentence that says what is missing, "" where `ready`."""
 
@@ -85,4 +125,6 @@ class NodeStatus:
     ready_reason: str
     started: bool = True  # recovered, formed, and once ready
     draining: bool = False
+    agreement: AgreementStatus = AgreementStatus()
+    archive: ArchiveStatus | None = None  # None: no store is configured
     counters: dict[str, int] = field(default_factory=dict)  # for /metrics: name to count since the start
