@@ -404,6 +404,8 @@ class Reference:
             log_time_ms, commands = command.decode_entry(payload[1:])
             for each in commands:
                 self.machine.apply(index, log_time_ms, each)
+        else:
+            self.machine.advance(index)
         return fingerprint(self.machine)
 
 
@@ -414,6 +416,7 @@ def fingerprint(machine: Machine) -> Hashable:
         machine.bytes,
         machine.log_time_ms,
         machine.idempotency_records,
+        machine.state_hash,
     )
 
 

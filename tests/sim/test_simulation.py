@@ -1,4 +1,4 @@
-"""The simulation finds nothing in raftkv, finds what is wrong with stock PySyncObj, and finds each planted bug.
+"""The simulation finds nothing in raftkv, something in stock PySyncObj, and each planted bug.
 
 Each test runs `scripts/simulate.py`, as a person would, in a process of its own: the hash seed must be fixed
 before Python starts, or a seed that fails here is not the same run there.
