@@ -13,10 +13,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import resource
 import secrets
 import ssl as tls
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
@@ -55,6 +57,8 @@ from raftkv.service import KVService
 log = logging.getLogger("raftkv.api")
 
 BACKLOG = 4096  # connections that the kernel holds while the loop is busy; it cuts this to somaxconn
+FILES_RESERVED = 256  # for the journal, snapshots, peers, and connections to a leader
+OPEN_FILES_MAX = 1 << 20  # where there is no hard limit
 UNMATCHED = "unmatched"  # the metrics' route of what has none
 
 Handler = Callable[[Call], Awaitable[Answer | Streamed]]
@@ -78,7 +82,7 @@ class ApiServer:
         self.limits = limits
         self.metrics = metrics or Metrics()
         self.connections_open = 0
-        self.connections_refused = 0
+        self.closing = False
         self.requests_in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -115,6 +119,9 @@ class ApiServer:
             "startupz": node.startupz,
             "list_snapshots": own.list_snapshots,
             "create_snapshot": own.create_snapshot,
+            "get_snapshot": own.get_snapshot,
+            "delete_snapshot": own.delete_snapshot,
+            "verify_snapshot": own.verify_snapshot,
             "get_operation": own.get_operation,
             "metrics": own.metrics,
             "openapi": own.openapi,
@@ -140,6 +147,7 @@ class ApiServer:
         """Takes no more writes, and waits for the requests that are on their way; their answers close their
         connections."""
         self.service.drain()
+        self.closing = True
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
@@ -332,6 +340,23 @@ def known_method(method: str) -> str:
     return method if method in METHODS else "other"
 
 
+def raise_open_files_limit() -> int:
+    """How many files this process may have open from now on."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES_MAX if hard == resource.RLIM_INFINITY else hard
+    with suppress(ValueError, OSError):  # a container may forbid it; then the soft limit stands
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def connections_within(limits: Limits, open_files: int) -> Limits:
+    cap = max(open_files - FILES_RESERVED, open_files // 2)
+    if limits.connections_max <= cap:
+        return limits
+    log.warning("connections_capped max=%d open_files=%d", cap, open_files)
+    return replace(limits, connections_max=cap)
+
+
 async def start_api(
     service: KVService,
     *,
@@ -343,7 +368,12 @@ async def start_api(
     ssl: tls.SSLContext | None = None,
     metrics: Metrics | None = None,
 ) -> ApiServer:
-    """Listens at once. `ops` opens one more plain listener for the probes and the metrics."""
+    """Listens at once. `ops` opens one more plain listener for the probes and the metrics.
+
+    Raises the process's soft limit on open files as far as it may, and lowers the cap on connections to what
+    that leaves room for: beyond it, accepting would fail, and so would the journal.
+    """
+    limits = connections_within(limits, raise_open_files_limit())
     server = ApiServer(service, limits=limits, route=route, metrics=metrics)
     try:
         server.port = await server.listen(host, port, ssl=ssl)

@@ -50,6 +50,7 @@ class Connections(Protocol):
 
     limits: Limits
     connections_open: int
+    closing: bool  # every answer from now on ends its connection
 
     def refused(self, connection: Connection, error: RaftkvError) -> Answer:
         """The answer to a request that never became one."""
@@ -368,7 +369,8 @@ class Exchange:
     def keeps_alive(self) -> bool:
         connection = self.connection
         no_more = (connection._refused or connection.half_closed) and not connection._messages
-        return not (no_more or self.message.should_close or connection._force_close or connection._upgraded)
+        ends = self.message.should_close or connection._force_close or connection._upgraded
+        return not (no_more or ends or self.server.closing)
 
     @property
     def expects_continue(self) -> bool:

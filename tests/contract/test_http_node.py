@@ -10,6 +10,7 @@ from typing import cast
 
 import pytest
 
+from raftkv.api.app import connections_within
 from raftkv.api.limits import Limits
 from raftkv.errors import CommitTimeout, LeaderChanged, NoLeader, NotReady, Overloaded
 from raftkv.kv.command import Put
@@ -245,6 +246,13 @@ async def test_min_revision_waits_for_the_write(node: Node) -> None:
     assert (await waiting).body == b"v"
 
 
+@pytest.mark.parametrize(
+    ("allowed", "wanted", "cap"), [(1000, 10_000, 744), (50_000, 10_000, 10_000), (100, 50, 50)]
+)
+def test_the_connection_cap_leaves_files_for_the_node(allowed: int, wanted: int, cap: int) -> None:
+    assert connections_within(replace(DEFAULT, connections_max=wanted), allowed).connections_max == cap
+
+
 async def test_an_export_is_of_one_revision_however_long_it_takes(node: Node) -> None:
     for number in range(3000):
         node.consensus.machine.apply(number + 1, 0, Put(b"k%04d" % number, b"x" * 500))
@@ -346,11 +354,11 @@ async def test_writes_beyond_the_bound_are_refused_at_once(node: Node) -> None:
 
 @pytest.mark.parametrize("limits", [replace(DEFAULT, exports_max=1)])
 async def test_exports_beyond_the_bound_are_refused(node: Node) -> None:
-    for number in range(2000):
+    for number in range(6000):
         node.consensus.machine.apply(number + 1, 0, Put(b"%d" % number, b"x" * 5000))
     async with node.http.connect() as connection:
+        cast(asyncio.Transport, connection.writer.transport).pause_reading()
         connection.send(request("GET", "/v1/export"))
-        await connection._head()
         await until(lambda: node.service.exports == 1)
         reply = await node.http("GET", "/v1/export")
         assert (reply.status, reply.json["code"]) == (429, "overloaded")
@@ -469,7 +477,8 @@ async def test_a_draining_node_answers_what_it_has_taken(node: Node) -> None:
     assert (ready.status, ready.json["checks"][0]["ok"]) == (503, False)
     assert (await node.http("GET", "/livez")).status == 200
     node.consensus.release()
-    assert (await taken).status == 201
+    reply = await taken
+    assert (reply.status, reply.headers["connection"]) == (201, "close")
     await draining
 
 
