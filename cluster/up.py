@@ -78,7 +78,11 @@ Examples:
     type=click.IntRange(1024, 65000),
     help="API port of the first node; the next ones 10 up each. [default: 8400, or what the data has]",
 )
-@click.option("--snapshots", metavar="URL", help="Snapshot store. [default: in each node's directory]")
+@click.option(
+    "--snapshots",
+    metavar="URL",
+    help="Store that snapshots are published to, beside each node's own. [default: none]",
+)
 @click.argument("serve_arguments", nargs=-1, type=click.UNPROCESSED)
 def up(
     data_dir: Path,
