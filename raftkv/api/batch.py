@@ -102,6 +102,8 @@ class Batch:
                 await self._start(group, line)
         except RaftkvError as error:
             last = error
+        except ConnectionError:
+            pass  # nobody is left to tell; what is on its way goes on, and writing the answers ends this
         await self._queue.put(last)
 
     async def _start(self, group: asyncio.TaskGroup, line: bytes | TooLongLine) -> None:

@@ -361,7 +361,8 @@ class Exchange:
         pass
 
     def _cancel(self, error: BaseException) -> None:
-        self.payload.set_exception(error)
+        """The connection is lost, for whatever reason."""
+        self.payload.set_exception(ConnectionResetError("the client is gone"))
 
     # --- the answer --------------------------------------------------------------------------------
 

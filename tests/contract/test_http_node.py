@@ -538,6 +538,29 @@ async def test_a_stream_that_breaks_is_cut_and_never_ended(
     assert node.service.exports == 0
 
 
+@pytest.mark.parametrize(
+    ("data", "served"),
+    [
+        (request("PUT", "/v1/kv/a", [("Content-Length", "1000")]) + b"half", 0),
+        (request("POST", "/v1/batch", [("Content-Length", "1000")]) + b'{"key": "a", "value": "1"}\n', 1),
+        (request("GET", "/v1/export"), 0),
+        (request("PUT", "/v1/kv/a", [], b"v") + b"GET /half", 1),
+    ],
+)
+async def test_a_client_that_is_gone_is_no_error(
+    node: Node, caplog: pytest.LogCaptureFixture, data: bytes, served: int
+) -> None:
+    for number in range(6000):
+        node.consensus.machine.apply(number + 1, 0, Put(b"%d" % number, b"x" * 5000))
+    async with node.http.connect() as connection:
+        connection.send(data)
+        await until(lambda: node.api.requests_in_flight == 1 or len(node.consensus.proposed) == 1)
+        connection.writer.transport.abort()
+    await until(lambda: node.api.connections_open == node.api.requests_in_flight == node.service.exports == 0)
+    assert len(node.consensus.proposed) == served
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 async def test_a_snapshot_that_fails_says_why(node: Node) -> None:
     node.consensus.read_error = NotReady("x")
     started = await node.http("POST", "/v1/snapshots", b"")
