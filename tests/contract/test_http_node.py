@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import struct
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import cast
@@ -546,15 +548,20 @@ async def test_a_stream_that_breaks_is_cut_and_never_ended(
         (request("GET", "/v1/export"), 0),
         (request("PUT", "/v1/kv/a", [], b"v") + b"GET /half", 1),
     ],
+    ids=["half a body", "half a batch", "an export", "half a head"],
 )
+@pytest.mark.parametrize("reset", [False, True])
 async def test_a_client_that_is_gone_is_no_error(
-    node: Node, caplog: pytest.LogCaptureFixture, data: bytes, served: int
+    node: Node, caplog: pytest.LogCaptureFixture, data: bytes, served: int, reset: bool
 ) -> None:
     for number in range(6000):
         node.consensus.machine.apply(number + 1, 0, Put(b"%d" % number, b"x" * 5000))
     async with node.http.connect() as connection:
         connection.send(data)
         await until(lambda: node.api.requests_in_flight == 1 or len(node.consensus.proposed) == 1)
+        if reset:  # rather than an orderly end
+            linger = struct.pack("ii", 1, 0)
+            connection.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         connection.writer.transport.abort()
     await until(lambda: node.api.connections_open == node.api.requests_in_flight == node.service.exports == 0)
     assert len(node.consensus.proposed) == served
