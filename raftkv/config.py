@@ -46,13 +46,20 @@ class Config:
     api: Address = ("127.0.0.1", 8400)
     raft: Address = ("127.0.0.1", 8401)
     ops_listen: Address | None = None
-    snapshots: str | None = None  # a store's URL; None: `snapshots/` in the data directory
+    snapshots: str | None = None  # URL of the store that they are published to; None: to none
     route: Route = "redirect"
     election_timeout_ms_min: int = 500
     election_timeout_ms_max: int = 1000
     heartbeat_ms: int = 100
     snapshot_entries_max: int = 100_000
     snapshot_log_bytes_max: int = 64 << 20
+    snapshot_interval_seconds: int = 600
+    snapshot_spacing_seconds: int = 60
+    snapshots_kept: int = 10
+    snapshots_age_seconds_max: int = 0
+    ceph_conf: Path | None = None
+    ceph_keyring: Path | None = None
+    ceph_user: str = "raftkv"
     limits: Limits = Limits()  # noqa: RUF009 (frozen)
     log_format: LogFormat = "text"
     log_level: str = "info"
@@ -298,8 +305,9 @@ SETTINGS: tuple[Setting, ...] = (
         "snapshots",
         parse_store,
         "file:///ABSOLUTE/PATH or rados://POOL/NAMESPACE",
-        "file:///var/lib/raftkv/snapshots",
-        "Snapshot store. By default snapshots/ in the data directory.",
+        "rados://raftkv/prod",
+        "Store that the leader publishes snapshots to, the same on every member. By default none: each node "
+        "keeps its own, in snapshots/ in its data directory, in any case.",
     ),
     Setting(
         "route",
@@ -337,6 +345,54 @@ SETTINGS: tuple[Setting, ...] = (
         64 << 10,
         1 << 40,
         "… or this many bytes of them, whichever is first.",
+    ),
+    _setting_of_integer(
+        "snapshot_interval_seconds",
+        600,
+        0,
+        31_536_000,
+        "With a store: publish a snapshot this long after the last one, if anything was written. 0: only "
+        "those that compaction makes.",
+    ),
+    _setting_of_integer(
+        "snapshot_spacing_seconds",
+        60,
+        0,
+        86_400,
+        "With a store: of the snapshots that compaction makes, publish one in this time at most.",
+    ),
+    _setting_of_integer(
+        "snapshots_kept", 10, 1, 10_000, "With a store: this many of the cluster's newest snapshots stay."
+    ),
+    _setting_of_integer(
+        "snapshots_age_seconds_max",
+        0,
+        0,
+        3_153_600_000,
+        "With a store: older snapshots go, but for the newest. 0: at no age.",
+    ),
+    Setting(
+        "ceph_conf",
+        Path,
+        "a file",
+        "/etc/ceph/ceph.conf",
+        "Ceph's configuration, for a rados:// store without ?conf=. By default /etc/ceph/ceph.conf.",
+    ),
+    Setting(
+        "ceph_keyring",
+        Path,
+        "a file",
+        "/etc/ceph/ceph.client.raftkv.keyring",
+        "Keyring with that user's key, for a rados:// store without ?keyring=. By default as Ceph's "
+        "configuration says.",
+    ),
+    Setting(
+        "ceph_user",
+        parse_name,
+        "1 to 63 of A-Z a-z 0-9 _ . -, a letter or digit first",
+        "raftkv",
+        "Ceph's user, without client., for a rados:// store without ?user=.",
+        "raftkv",
     ),
     Setting(
         "log_format", one_of("text", "json"), "text or json", "json", "Form of the log on stderr.", "text"

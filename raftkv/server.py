@@ -17,9 +17,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import TextIO
 
 import uvloop
@@ -33,7 +31,9 @@ from raftkv.raft.core import Timing
 from raftkv.raft.node import NodeSettings, RaftNode
 from raftkv.raft.transport import Limits as TransportLimits
 from raftkv.service import KVService
+from raftkv.snapshot.archiver import ArchivePolicy
 from raftkv.snapshot.directory import DirectoryStore
+from raftkv.snapshot.remote import RemoteStore, Retention, open_remote
 
 log = logging.getLogger("raftkv.server")
 
@@ -76,7 +76,12 @@ class _Node:
         self._ended = loop.create_future()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
-        node = RaftNode(node_settings(config), open_store=store_opener(config), on_fatal=self._on_fatal)
+        node = RaftNode(
+            node_settings(config),
+            open_store=lambda data_dir: DirectoryStore.open(data_dir / "snapshots"),
+            on_fatal=self._on_fatal,
+            remote=open_store(config),
+        )
         async with AsyncExitStack() as stack:
             stack.push_async_callback(node.stop)
             await node.start()
@@ -91,6 +96,12 @@ class _Node:
             stack.callback(announcement.cancel)
             await self._ended
             await self._leave(node, service, api)
+        if node.threads_left:
+            # A snapshot store has not answered yet. Nothing here depends on its answer, and to end around
+            # a library in the middle of its work can crash: this process ends at once instead.
+            sys.stdout.flush()
+            logging.shutdown()
+            os._exit(EXIT_OK)
         return EXIT_OK
 
     async def _announce(self, node: RaftNode, api: ApiServer) -> None:
@@ -156,22 +167,22 @@ def node_settings(config: Config) -> NodeSettings:
             # Several election timeouts: a peer that says nothing for so long is not coming back on this link.
             peer_timeout_ms=2 * config.election_timeout_ms_max,
         ),
+        archive=ArchivePolicy(
+            interval_s=config.snapshot_interval_seconds,
+            spacing_s=config.snapshot_spacing_seconds,
+            retention=Retention(config.snapshots_kept, config.snapshots_age_seconds_max or None),
+        ),
     )
 
 
-def store_opener(config: Config) -> Callable[[Path], DirectoryStore]:
-    """The local snapshots: what the journal is compacted behind. Raises ConfigError for another scheme."""
-    url = config.snapshots
-    if url is None:
-        return lambda data_dir: DirectoryStore.open(data_dir / "snapshots")
-    if not url.startswith("file:///"):
-        raise ConfigError(
-            f"snapshots {url!r}: this release keeps snapshots in a directory; give file:///ABSOLUTE/PATH, "
-            "or leave it out for snapshots/ in the data directory"
-        )
-    # Nodes may share the URL, never the directory: each compacts behind its own snapshots.
-    path = Path(url.removeprefix("file://")) / config.name
-    return lambda _data_dir: DirectoryStore.open(path)
+def open_store(config: Config) -> RemoteStore | None:
+    """The store that the cluster's snapshots are published to, None without one. What the journal is
+    compacted behind is local in any case: a store that is away must not stop that. Raises ConfigError."""
+    if config.snapshots is None:
+        return None
+    settings = {"CONF": config.ceph_conf, "KEYRING": config.ceph_keyring, "USER": config.ceph_user}
+    environment = {f"RAFTKV_CEPH_{name}": str(value) for name, value in settings.items() if value is not None}
+    return open_remote(config.snapshots, environment)
 
 
 def make_service(config: Config, node: RaftNode) -> KVService:

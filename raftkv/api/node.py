@@ -25,7 +25,7 @@ from raftkv.api.openapi import document
 from raftkv.api.wire import Answer, decoded, encode_json, json_answer, shown
 from raftkv.errors import NotReady, RaftkvError
 from raftkv.metrics import Metrics, Sample
-from raftkv.raft.status import NodeStatus
+from raftkv.raft.status import ArchiveStatus, NodeStatus
 from raftkv.service import KVService
 from raftkv.snapshot.codec import Manifest
 
@@ -204,6 +204,11 @@ def manifest_body(manifest: Manifest) -> dict[str, Any]:
     }
 
 
+def _id_of(call: Call) -> str:
+    assert call.rest is not None
+    return decoded(call.rest, "path: id").decode()
+
+
 class NodeHandlers:
     """The handlers that need more than the call."""
 
@@ -216,22 +221,55 @@ class NodeHandlers:
         self._page = resources.files("raftkv.api").joinpath("static/docs.html").read_bytes()
 
     async def list_snapshots(self, call: Call) -> Answer:
-        manifests = [manifest_body(each) for each in self._service.consensus.snapshots()]
+        manifests = [manifest_body(each) for each in await self._service.consensus.snapshots()]
         manifests.sort(key=lambda each: each.get("index", 0), reverse=True)
         return json_answer(200, {"snapshots": manifests})
 
     async def create_snapshot(self, call: Call) -> Answer:
         await no_body(call)
-        operation = self._operations.start("snapshot", self._create())
-        location = f"/v1/operations/{operation.id}"
-        return json_answer(202, msgspec.to_builtins(operation), ("Location", location))
+        base = ""
+        if self._service.consensus.publishes:
+            self._service.check_leads()  # who follows passes it on, so the operation may be another node's
+            base = self._service.leadership.leader_url or ""
+        return self._started("snapshot", self._create(), base)
 
     async def _create(self) -> dict[str, Any]:
         return manifest_body(await self._service.consensus.create_snapshot())
 
+    async def get_snapshot(self, call: Call) -> Answer:
+        manifest = await self._service.consensus.snapshot(_id_of(call))
+        body = manifest_body(manifest)
+        body |= {
+            "cluster": manifest.cluster,
+            "members": [member.name for member in manifest.membership.members],
+            "data_bytes": manifest.data_bytes,
+            "raw_bytes": manifest.raw_bytes,
+            "idempotency_records": manifest.idempotency_records,
+            "chunks": len(manifest.chunks),
+        }
+        return json_answer(200, body)
+
+    async def delete_snapshot(self, call: Call) -> Answer:
+        name = _id_of(call)
+        await self._service.consensus.delete_snapshot(name)
+        return json_answer(200, {"deleted": name})
+
+    async def verify_snapshot(self, call: Call) -> Answer:
+        await no_body(call)
+        name = _id_of(call)
+        await self._service.consensus.snapshot(name)  # 404 at once rather than an operation that fails
+        return self._started(f"verify-{name}", self._verify(name))
+
+    async def _verify(self, name: str) -> dict[str, Any]:
+        return manifest_body(await self._service.consensus.verify_snapshot(name)) | {"verified": True}
+
+    def _started(self, kind: str, work: Coroutine[Any, Any, Any], base: str = "") -> Answer:
+        operation = self._operations.start(kind, work)
+        location = f"{base}/v1/operations/{operation.id}"
+        return json_answer(202, msgspec.to_builtins(operation), ("Location", location))
+
     async def get_operation(self, call: Call) -> Answer:
-        assert call.rest is not None
-        name = decoded(call.rest, "path: id").decode()
+        name = _id_of(call)
         operation = self._operations.by_id.get(name)
         if operation is None:
             raise NoSuchOperation(
@@ -250,6 +288,31 @@ class NodeHandlers:
             "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'"
         )
         return Answer(200, self._page, "text/html; charset=utf-8", (("Content-Security-Policy", policy),))
+
+
+def _archive_samples(known: ArchiveStatus) -> Iterable[Sample]:
+    """Of the store; what only a publisher knows is left out elsewhere."""
+    numbers = [
+        (
+            "archive_publishing",
+            "1 where this node publishes to the snapshot store.",
+            known.state != "standby",
+        ),
+        ("archive_failing", "1 where its last attempt failed.", known.state == "failing"),
+    ]
+    for name, help, value in numbers:
+        yield Sample(name, help, float(value), {})
+    if known.age_s is not None:
+        yield Sample("archive_age_seconds", "Age of the newest published snapshot.", known.age_s, {})
+    if known.seconds_last is not None:
+        yield Sample("archive_upload_seconds", "What the last upload took.", known.seconds_last, {})
+    counts = [
+        ("archive_uploads", "Snapshots published.", known.uploads),
+        ("archive_upload_bytes", "Bytes of those.", known.bytes),
+        ("archive_failures", "Attempts that failed.", known.failures),
+    ]
+    for name, help, count in counts:
+        yield Sample(name, help, float(count), {}, counter=True)
 
 
 # --- metrics ---------------------------------------------------------------------------------------------
@@ -296,6 +359,8 @@ def samples(service: KVService) -> Iterable[Sample]:
     ]
     for name, help, value in numbers:
         yield Sample(name, help, float(value), {})
+    if known.archive is not None:
+        yield from _archive_samples(known.archive)
     yield Sample("info", "The release.", 1.0, {"version": VERSION})
     for peer in known.peers:
         yield Sample(

@@ -103,6 +103,7 @@ WRITE = (
     "leader_changed",
 )
 CONDITIONAL = ("precondition_failed",)
+STORE = ("not_ready", "store_unavailable")
 BODY = ("value_too_large", "body_too_large", "unsupported_media_type")
 
 WRITE_HEADERS = ("Idempotency-Key", "Raftkv-Route", "Request-Id")
@@ -297,41 +298,44 @@ ROUTES: tuple[Route, ...] = (
         "/v1/snapshots",
         "The snapshots in the store",
         "node",
-        {200: "Newest first."},
-        problems=("not_ready",),
+        {200: "Newest first; without a store, those of this node."},
+        problems=STORE,
     ),
     Route(
         "create_snapshot",
         "POST",
         "/v1/snapshots",
-        "Take a snapshot",
+        "Take a snapshot and publish it",
         "node",
-        {202: "It is on its way: Location names the operation."},
-        problems=("not_ready",),
+        {202: "It is on its way: Location names the operation.", **REDIRECT},
+        problems=("no_leader", "not_leader", "draining", *STORE),
     ),
     Route(
         "get_snapshot",
         "GET",
         "/v1/snapshots/{id}",
-        "One snapshot (not implemented yet)",
+        "One snapshot",
         "node",
-        {},
+        {200: "What its manifest says."},
+        problems=("snapshot_missing", "snapshot_damaged", *STORE),
     ),
     Route(
         "delete_snapshot",
         "DELETE",
         "/v1/snapshots/{id}",
-        "Delete a snapshot (not implemented yet)",
+        "Delete a snapshot",
         "node",
-        {},
+        {200: "It is gone."},
+        problems=("snapshot_missing", *STORE),
     ),
     Route(
         "verify_snapshot",
         "POST",
         "/v1/snapshots/{id}/verify",
-        "Read a snapshot back and check it (not implemented yet)",
+        "Read a snapshot back and check every hash",
         "node",
-        {},
+        {202: "It is on its way: Location names the operation."},
+        problems=("snapshot_missing", "snapshot_damaged", *STORE),
     ),
     Route(
         "get_operation",

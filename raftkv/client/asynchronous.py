@@ -375,11 +375,34 @@ class Client:
         return tuple(document.get("snapshots", ()))
 
     async def create_snapshot(self, endpoint: str | None = None, *, timeout_s: float | None = None) -> Json:
-        """Asks one node for a snapshot and waits until it is durable there."""
+        """Asks for a snapshot and waits until it is durable, and published where there is a store."""
+        return await self._operation("/v1/snapshots", endpoint, timeout_s)
+
+    async def verify_snapshot(
+        self, name: str, endpoint: str | None = None, *, timeout_s: float | None = None
+    ) -> Json:
+        """Has a node read a snapshot back and check every hash, and waits for the verdict."""
+        return await self._operation(f"/v1/snapshots/{name}/verify", endpoint, timeout_s)
+
+    async def snapshot(
+        self, name: str, endpoint: str | None = None, *, timeout_s: float | None = None
+    ) -> Json:
+        """What a snapshot's manifest says. Raises NotFound."""
+        return (await self._read(f"/v1/snapshots/{name}", {}, only=endpoint, timeout_s=timeout_s)).json()
+
+    async def delete_snapshot(
+        self, name: str, endpoint: str | None = None, *, timeout_s: float | None = None
+    ) -> None:
+        """Raises NotFound."""
+        await self._ask("DELETE", f"/v1/snapshots/{name}", endpoint, self._deadline(timeout_s))
+
+    async def _operation(self, path: str, endpoint: str | None, timeout_s: float | None) -> Json:
         deadline = self._deadline(timeout_s)
-        answer = await self._ask("POST", "/v1/snapshots", endpoint, deadline)
-        node = endpoint or self._node()  # operations are the node's own
-        where = answer.headers.get("location", "").removeprefix(node)
+        answer = await self._ask("POST", path, endpoint, deadline)
+        location = URL(answer.headers.get("location", ""))
+        # Operations are the node's own: the one that Location names, or else the one that answered.
+        node = str(location.origin()) if location.absolute else endpoint or self._node()
+        where = location.path
         document = answer.json()
         while document.get("state") == "running":
             await asyncio.sleep(OPERATION_POLL_SECONDS)

@@ -278,5 +278,18 @@ class SyncClient:
     def snapshots(self, endpoint: str | None = None, *, timeout_s: float | None = None) -> Sequence[Json]:
         return self.run(self._client.snapshots(endpoint, timeout_s=timeout_s))
 
+    def snapshot(self, name: str, endpoint: str | None = None, *, timeout_s: float | None = None) -> Json:
+        return self.run(self._client.snapshot(name, endpoint, timeout_s=timeout_s))
+
+    def verify_snapshot(
+        self, name: str, endpoint: str | None = None, *, timeout_s: float | None = None
+    ) -> Json:
+        return self.run(self._client.verify_snapshot(name, endpoint, timeout_s=timeout_s))
+
+    def delete_snapshot(
+        self, name: str, endpoint: str | None = None, *, timeout_s: float | None = None
+    ) -> None:
+        self.run(self._client.delete_snapshot(name, endpoint, timeout_s=timeout_s))
+
     def create_snapshot(self, endpoint: str | None = None, *, timeout_s: float | None = None) -> Json:
         return self.run(self._client.create_snapshot(endpoint, timeout_s=timeout_s))

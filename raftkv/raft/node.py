@@ -15,15 +15,26 @@ import heapq
 import itertools
 import logging
 import random
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
-from raftkv.errors import CommitTimeout, Draining, Fatal, IdentityRefused, NotReady, Overloaded, RaftkvError
+from raftkv.errors import (
+    BadRequest,
+    CommitTimeout,
+    Draining,
+    Fatal,
+    IdentityRefused,
+    NotReady,
+    Overloaded,
+    RaftkvError,
+    StoreUnavailable,
+)
 from raftkv.journal.disk import OsDisk
 from raftkv.kv.command import Command, encode
 from raftkv.kv.machine import Machine
@@ -35,10 +46,12 @@ from raftkv.raft.engine import Engine
 from raftkv.raft.forming import Action, Formed, Forming, Persist, Tell
 from raftkv.raft.handshake import Hello, Refusal, Standing
 from raftkv.raft.identity import draw_id, load_or_create, reconcile, settle
+from raftkv.raft.lanes import Lane
 from raftkv.raft.messages import Message
 from raftkv.raft.quorum import majority
 from raftkv.raft.status import (
     AgreementStatus,
+    ArchiveStatus,
     JournalStatus,
     Leadership,
     NodeStatus,
@@ -46,13 +59,21 @@ from raftkv.raft.status import (
     SnapshotStatus,
 )
 from raftkv.raft.transport import Callbacks, Limits, Transport
+from raftkv.snapshot.archiver import ArchivePolicy, Archiver, Situation
 from raftkv.snapshot.codec import Manifest
+from raftkv.snapshot.loader import check
+from raftkv.snapshot.remote import RemoteStore
 from raftkv.snapshot.store import Store
 
 log = logging.getLogger("raftkv.node")
+T = TypeVar("T")
 
 TICK_S = 0.02
 LANES = ("journal", "snapshot", "snapshot-read")
+ARCHIVE_TICKS = 10  # the archiver looks five times a second
+STORE_CALLS_MAX = 4  # of clients, at once; each has a thread, and may wait 15 s for a store that is away
+STORE_CALL_S = 20.0  # longer than any timeout of a store's own
+STOP_STORE_S = 1.0  # what a stop waits for a store
 # Refusals that no waiting mends: this disk is not the one that the cluster knows by this name.
 IDENTITY_REFUSALS = frozenset({"empty_disk", "other_instance", "other_cluster", "unknown_name"})
 
@@ -69,6 +90,7 @@ class NodeSettings:
     timing: Timing = Timing()  # noqa: RUF009 (frozen)
     compaction: CompactionLimits = CompactionLimits()  # noqa: RUF009 (frozen)
     transport: Limits = Limits()  # noqa: RUF009 (frozen)
+    archive: ArchivePolicy = ArchivePolicy()  # noqa: RUF009 (frozen)
 
 
 class RaftNode:
@@ -80,8 +102,15 @@ class RaftNode:
         *,
         open_store: Callable[[Path], Store],
         on_fatal: Callable[[Fatal], None],
+        remote: RemoteStore | None = None,
     ) -> None:
         self._settings = settings
+        self._remote = remote
+        self._archiver: Archiver | None = None
+        self._archive_lane = Lane("raftkv-archive")
+        self._store_calls = 0
+        self._ticks = 0
+        self.threads_left = False  # after `stop`: some still wait for a store
         self._open_store = open_store
         self._on_fatal = on_fatal
         self._loop: asyncio.AbstractEventLoop
@@ -162,10 +191,20 @@ class RaftNode:
         if self._engine is not None:
             self._engine.stopped = True
         await self._exit.aclose()
+        if self._remote is not None:
+            await self._leave_store(self._remote)
         for executor in self._lanes.values():
             await asyncio.to_thread(executor.shutdown)
         if hasattr(self, "_opened"):
             self._opened.wal.close()
+
+    async def _leave_store(self, remote: RemoteStore) -> None:
+        if self._archiver is not None:
+            self._archiver.stop()
+        ended = await asyncio.to_thread(self._archive_lane.close, STOP_STORE_S)
+        self.threads_left = not ended or self._store_calls > 0
+        if not self.threads_left:
+            await asyncio.to_thread(remote.close)
 
     async def leave(self, *, timeout_s: float) -> None:
         """Answers what it has taken, then hands leadership over; returns when both are done or time is up."""
@@ -211,15 +250,19 @@ class RaftNode:
         self._transport.send(peer, message)
 
     def run(self, lane: str, job: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        if not self._stopping:
+            self._lanes[lane].submit(self._work(job, done))
+
+    def _work(self, job: Callable[[], Any], done: Callable[[Any], None]) -> Callable[[], None]:
         def work() -> None:
             try:
                 result = job()
             except BaseException as error:  # noqa: BLE001 the door: whatever it is comes back to the loop
                 result = error
-            self._loop.call_soon_threadsafe(done, result)
+            with suppress(RuntimeError):  # the loop has closed: a store answered after the end
+                self._loop.call_soon_threadsafe(done, result)
 
-        if not self._stopping:
-            self._lanes[lane].submit(work)
+        return work
 
     def soon(self, callback: Callable[[], None]) -> None:
         self._loop.call_soon(callback)
@@ -275,6 +318,14 @@ class RaftNode:
             timing=self._settings.timing,
             compaction=self._settings.compaction,
         )
+        if self._remote is not None:
+            self._archiver = Archiver(
+                self._remote,
+                self._store,
+                node=self._settings.name,
+                policy=self._settings.archive,
+                run=self._run_archive,
+            )
         engine.draining = self._draining
         engine.on_role = self._note_leadership
         engine.on_applied = self._on_applied
@@ -294,10 +345,29 @@ class RaftNode:
 
     def _tick(self) -> None:
         self._tick_handle = self._loop.call_later(TICK_S, self._tick)
-        if self._engine is not None:
-            self._engine.tick()
-        else:
+        if self._engine is None:
             self._say_waiting()
+            return
+        self._engine.tick()
+        self._ticks += 1
+        if self._ticks % ARCHIVE_TICKS == 0:
+            self._pump_archiver(self._engine)
+
+    def _pump_archiver(self, engine: Engine) -> None:
+        if self._archiver is None or self._stopping:
+            return
+        core = engine.core
+        situation = Situation(
+            cluster=engine.membership.cluster,
+            term=core.term if core.is_leader else None,
+            newest=engine.compaction.manifest,
+            revision=engine.machine.revision,
+        )
+        if self._archiver.pump(situation) and not engine.compaction.running:
+            engine.compaction.request(lambda _: None)
+
+    def _run_archive(self, job: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        self._archive_lane.submit(self._work(job, done))
 
     def _say_waiting(self) -> None:
         waiting = self._forming.waiting_for(self._transport.problem)
@@ -413,23 +483,96 @@ class RaftNode:
             return 0.0
         return (time.monotonic() - engine.core.last_leader_contact) * 1000
 
+    # --- snapshots -------------------------------------------------------------------------------------
+
+    @property
+    def publishes(self) -> bool:
+        """Snapshots go to a store that the cluster shares, and the leader brings them there."""
+        return self._remote is not None
+
     async def create_snapshot(self) -> Manifest:
+        """Durable on this disk, and in the store where there is one; then for the leader alone. Raises
+        NotReady, StoreUnavailable, StoreFenced."""
+        manifest = await self._create_local()
+        if self._archiver is None:
+            return manifest
+        future: asyncio.Future[Manifest] = self._loop.create_future()
+        self._archiver.request(manifest, _settle(future))
+        self._pump_archiver(self._running())
+        return await future
+
+    async def _create_local(self) -> Manifest:
         engine = self._running()
         future: asyncio.Future[Manifest] = self._loop.create_future()
 
-        def done(result: Manifest | BaseException) -> None:
-            if future.done():
-                return
-            if isinstance(result, BaseException):
-                future.set_exception(result)
-            else:
-                future.set_result(result)
-
-        engine.compaction.request(done)
+        engine.compaction.request(_settle(future))
         return await future
 
-    def snapshots(self) -> Sequence[Manifest]:
-        return () if self._engine is None else self._engine.compaction.kept
+    async def snapshots(self) -> Sequence[Manifest]:
+        """Those in the store, else this node's own; oldest first.
+
+        Raises SnapshotDamaged, StoreUnavailable."""
+        reader = self._remote or self._opened_store()
+        return await self._on_store(lambda: reader.list())
+
+    async def snapshot(self, name: str) -> Manifest:
+        """Raises SnapshotMissing, SnapshotDamaged, StoreUnavailable."""
+        reader = self._remote or self._opened_store()
+        return await self._on_store(lambda: reader.manifest(name))
+
+    async def verify_snapshot(self, name: str) -> Manifest:
+        """Reads all of it back. Raises SnapshotMissing, SnapshotDamaged, StoreUnavailable."""
+        reader = self._remote or self._opened_store()
+
+        def work() -> Manifest:
+            manifest = reader.manifest(name)
+            check(reader, manifest)
+            return manifest
+
+        return await self._on_store(work, timeout_s=None)
+
+    async def delete_snapshot(self, name: str) -> None:
+        """Raises SnapshotMissing, StoreUnavailable; BadRequest for the one that this node's journal needs."""
+        remote, store = self._remote, self._opened_store()
+        if remote is not None:
+            await self._on_store(lambda: remote.delete(name))
+            return
+        newest = self._running().compaction.manifest
+        if newest is not None and newest.id == name:
+            raise BadRequest(
+                f"{name} is what this node starts from: its journal holds only what came after. Take a newer "
+                "snapshot first"
+            )
+        future: asyncio.Future[None] = self._loop.create_future()
+        self.run("snapshot", lambda: store.delete(name), _settle(future))
+        await future
+
+    def _opened_store(self) -> Store:
+        if not hasattr(self, "_store"):
+            raise NotReady(f"{self._settings.name} is still starting")
+        return self._store
+
+    async def _on_store(self, job: Callable[[], T], *, timeout_s: float | None = STORE_CALL_S) -> T:
+        if self._store_calls >= STORE_CALLS_MAX:
+            raise Overloaded(
+                f"{self._store_calls} requests wait for the snapshot store already; try again shortly"
+            )
+        future: asyncio.Future[T] = self._loop.create_future()
+        settle = _settle(future)
+
+        def done(result: Any) -> None:
+            self._store_calls -= 1
+            settle(result)
+
+        self._store_calls += 1
+        threading.Thread(target=self._work(job, done), name="raftkv-store", daemon=True).start()
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await future
+        except TimeoutError:
+            raise StoreUnavailable(
+                f"the snapshot store has not answered for {timeout_s:g} s", reason="timed_out"
+            ) from None
 
     async def transfer_leadership(self, to: str | None) -> None:
         engine = self._running()
@@ -455,6 +598,7 @@ class RaftNode:
             peers=self._peer_statuses(),
             ready=ready,
             ready_reason=reason,
+            archive=self._archive_status(),
             started=self._was_ready,
             draining=self._draining,
             agreement=self._agreement_status(),
@@ -547,6 +691,29 @@ class RaftNode:
             divergence=agreement.divergence,
         )
 
+    def _archive_status(self) -> ArchiveStatus | None:
+        archiver = self._archiver
+        if archiver is None:
+            return None
+        state: Literal["standby", "idle", "publishing", "failing"] = "standby"
+        if archiver.leads:
+            failing = archiver.failures_in_row > 0
+            state = "failing" if failing else "publishing" if archiver.running else "idle"
+        published = archiver.published if archiver.leads else None
+        return ArchiveStatus(
+            store=archiver.url,
+            state=state,
+            id=None if published is None else published.id,
+            index=0 if published is None else published.index,
+            age_s=archiver.age_s if archiver.leads else None,
+            uploads=archiver.uploads,
+            bytes=archiver.uploaded_bytes,
+            seconds_last=archiver.upload_seconds_last,
+            failures=archiver.failures,
+            failures_in_row=archiver.failures_in_row,
+            error="" if archiver.error is None else str(archiver.error),
+        )
+
     def _peer_statuses(self) -> tuple[PeerStatus, ...]:
         membership = self._forming.membership
         members = self._settings.members if membership is None else membership.members
@@ -572,3 +739,17 @@ class RaftNode:
             reachable=itself or self._transport.connected(member.name),
             last_contact_ms=contact,
         )
+
+
+def _settle(future: asyncio.Future[Any]) -> Callable[[Any], None]:
+    """A callback that ends the future, unless whoever waited has gone."""
+
+    def done(result: Any) -> None:
+        if future.done():
+            return
+        if isinstance(result, BaseException):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+
+    return done

@@ -33,16 +33,19 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from raftkv.errors import SnapshotDamaged, SnapshotMissing, StoreFenced, StoreUnavailable
+from raftkv.errors import ConfigError, SnapshotDamaged, SnapshotMissing, StoreFenced, StoreUnavailable
 from raftkv.snapshot import codec
-from raftkv.snapshot.bucket import Bucket, Index
+from raftkv.snapshot.bucket import Bucket, DirectoryBucket, Index
 from raftkv.snapshot.codec import Manifest
+from raftkv.snapshot.rados import Location, RadosBucket
 from raftkv.snapshot.store import Reader, damaged
 
 OBJECT_BYTES_MAX: Final = 8 << 20  # a larger chunk is stored in parts; RADOS refuses objects above 128 MB
@@ -478,3 +481,14 @@ def _objects(
             if part == len(names) - 1 and (size, whole.hexdigest()) != (chunk.bytes, chunk.sha256):
                 raise damaged(source, chunk.name, "it doesn't match its manifest")
             yield name, data
+
+
+def open_remote(url: str, environment: Mapping[str, str]) -> RemoteStore:
+    """`file:///PATH`, or `rados://…` as `rados.Location` reads it. Touches nothing yet.
+
+    Raises ConfigError."""
+    if url.startswith("file:///"):
+        return RemoteStore(DirectoryBucket(Path(unquote(urlsplit(url).path))))
+    if url.startswith("rados://"):
+        return RemoteStore(RadosBucket(Location.parse(url, environment)))
+    raise ConfigError(f"snapshot store {url!r}: allowed are file:///ABSOLUTE/PATH and rados://POOL/NAMESPACE")

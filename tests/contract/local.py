@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
-from raftkv.errors import NoLeader, NotLeader, NotReady
+from raftkv.errors import NoLeader, NotLeader, NotReady, SnapshotMissing
 from raftkv.kv.command import Command, decode_entry, encode, encode_entry
 from raftkv.kv.machine import Machine
 from raftkv.model import Applied, Membership
@@ -37,6 +37,7 @@ class LocalConsensus:
         self._go_on.set()
         self._applied = asyncio.Condition()
         self._snapshots: list[Manifest] = []
+        self.publishes = False
 
     # --- set by hand -------------------------------------------------------------------------------
 
@@ -135,8 +136,20 @@ class LocalConsensus:
         self._snapshots.append(made)
         return made
 
-    def snapshots(self) -> Sequence[Manifest]:
+    async def snapshots(self) -> Sequence[Manifest]:
         return self._snapshots
+
+    async def snapshot(self, name: str) -> Manifest:
+        for each in self._snapshots:
+            if each.id == name:
+                return each
+        raise SnapshotMissing(f"there is no snapshot {name!r}")
+
+    async def verify_snapshot(self, name: str) -> Manifest:
+        return await self.snapshot(name)
+
+    async def delete_snapshot(self, name: str) -> None:
+        self._snapshots.remove(await self.snapshot(name))
 
     async def transfer_leadership(self, to: str | None) -> None:
         raise NotReady("there is nobody to hand over to")

@@ -71,8 +71,8 @@ def test_every_error_of_the_table_is_described_and_nothing_else() -> None:
         for answer in operation["responses"].values()
         for code in answer.get("x-codes", ())
     }
-    # Of routes that are not implemented yet, and of operations, which tell them in their result.
-    beside = {"snapshot_missing", "snapshot_damaged", "store_unavailable", "store_fenced"}
+    # Of operations, which tell it in their result.
+    beside = {"store_fenced"}
     assert described == {kind.code for kind in TABLE} - beside
 
 

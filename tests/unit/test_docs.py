@@ -71,7 +71,8 @@ def test_operations_explains_everything_that_stops_a_node() -> None:
 
 
 @pytest.mark.parametrize(
-    "shape", [status.NodeStatus, status.JournalStatus, status.SnapshotStatus, status.PeerStatus]
+    "shape",
+    [status.NodeStatus, status.JournalStatus, status.SnapshotStatus, status.PeerStatus, status.ArchiveStatus],
 )
 def test_reading_a_node_explains_every_field(shape: Any) -> None:
     missing = [field.name for field in dataclasses.fields(shape) if f"`{field.name}`" not in READING]
