@@ -6,7 +6,8 @@ A `Record` is one operation of one client, over all its attempts. Its outcome is
 - `not_applied`: it never took effect and never will;
 - `unknown`: it may take effect at any time after `invoked`, or never.
 
-The key's first path segment says which model it follows: `register/…`, `append/…`, `counter/…`.
+The key's first path segment says which model it follows: `register/…`, `append/…`, `counter/…`; `pair/…` is
+a register too, kept in two keys that one transaction writes and one list reads.
 Judgements: linearizability of each key, each append exactly once, one order of revisions in real time.
 """
 
@@ -168,8 +169,8 @@ def linearizability_violations(
             evidence = f"undecided after {verdict.steps} configurations of {len(mine)} operations"
             found.append(Violation("linearizability", key, evidence, tuple(mine)))
         elif not verdict.linearizable:
-            last = f"after {verdict.longest[-1]}" if verdict.longest else "at the start"
-            stuck = ", ".join(str(operation) for operation in verdict.stuck)
+            last = f"after {_told(verdict.longest[-1])}" if verdict.longest else "at the start"
+            stuck = "; ".join(_told(operation) for operation in verdict.stuck)
             evidence = f"{len(verdict.longest)} operations in order, and {last} none of these fits: {stuck}"
             found.append(Violation("linearizability", key, evidence, tuple(mine)))
     return found
@@ -178,13 +179,21 @@ def linearizability_violations(
 def _verdict(key: str, records: Sequence[Record], steps_max: int) -> lin.Verdict:
     operations = [operation(record) for record in records if _counts(record)]
     match key.split("/", 1)[0]:
-        case "register":
+        case "register" | "pair":
             return lin.check(lin.Register(), operations, steps_max=steps_max)
         case "append":
             return lin.check(lin.AppendString.of(operations), operations, steps_max=steps_max)
         case "counter":
             return lin.check(lin.Counter(), operations, steps_max=steps_max)
-    raise ValueError(f"no model for the key {key!r}: it should start with register/, append/ or counter/")
+    raise ValueError(
+        f"no model for the key {key!r}: it should start with register/, pair/, append/ or counter/"
+    )
+
+
+def _told(operation: lin.Operation) -> str:
+    end = "never" if operation.completed is None else f"{operation.completed:.4f}"
+    answer = "" if operation.completed is None else f" -> {operation.result!r}"
+    return f"[{operation.invoked:.4f} {end}] {operation.client} {operation.call}{answer}"
 
 
 def _counts(record: Record) -> bool:

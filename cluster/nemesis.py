@@ -38,11 +38,11 @@ from cluster.network import Link, Network, both_ways
 from cluster.plain_http import Address
 from cluster.workload import Client, Load
 
-Kind = Literal["kill", "pause", "stop", "kill_all", "isolate", "deaf", "mute", "split", "link"]
+Kind = Literal["kill", "pause", "stop", "kill_all", "isolate", "deaf", "mute", "split", "link", "lossy"]
 Aim = Literal["leader", "follower", "any"]
 
 PROCESS_FAULTS: tuple[Kind, ...] = ("kill", "pause", "stop", "kill_all")
-NETWORK_FAULTS: tuple[Kind, ...] = ("isolate", "deaf", "mute", "split", "link")
+NETWORK_FAULTS: tuple[Kind, ...] = ("isolate", "deaf", "mute", "split", "link", "lossy")
 WEIGHTS: Mapping[Kind, float] = {
     "kill": 5,
     "pause": 3,
@@ -53,6 +53,7 @@ WEIGHTS: Mapping[Kind, float] = {
     "mute": 2,
     "split": 2,
     "link": 2,
+    "lossy": 1,
 }
 BETWEEN_SECONDS = (1.0, 5.0)  # from one fault's start to the next one's
 LASTING_SECONDS = (0.5, 7.0)  # longer than an election, and than the pause to the next: faults overlap
@@ -104,7 +105,7 @@ def victim(fault: Fault, names: Sequence[str], leader: str | None) -> str:
 
 
 def links_of(fault: Fault, names: Sequence[str], hit: str) -> frozenset[Link]:
-    """The links that a network fault cuts."""
+    """The links that a network fault spoils."""
     others = [name for name in names if name != hit]
     match fault.kind:
         case "isolate":
@@ -118,6 +119,8 @@ def links_of(fault: Fault, names: Sequence[str], hit: str) -> frozenset[Link]:
             return both_ways([hit, *together], [name for name in others if name not in together])
         case "link":
             return both_ways([hit], [others[int(fault.dice * len(others))]])
+        case "lossy":  # these links only lose packets
+            return frozenset(itertools.permutations(names, 2))
     return frozenset()
 
 
@@ -237,7 +240,7 @@ class Campaign:
                 await self._stop_and_restart(hit, fault)
             case "kill_all":
                 await self._kill_all_and_restart(fault)
-            case "isolate" | "deaf" | "mute" | "split" | "link":
+            case "isolate" | "deaf" | "mute" | "split" | "link" | "lossy":
                 await self._cut_and_heal(hit, fault)
             case _:
                 assert_never(fault.kind)
@@ -298,7 +301,7 @@ class Campaign:
     async def _apply_cuts(self) -> None:
         assert self._links is not None
         self._note_standing()
-        self._links.cut(self._cut())  # a few milliseconds
+        self._links.cut(self._cut(), lossy=self._lossy())  # a few milliseconds
         self._note_standing()
 
     async def _heal_all(self) -> None:
@@ -328,7 +331,10 @@ class Campaign:
         self._note_standing()
 
     def _cut(self) -> frozenset[Link]:
-        return frozenset().union(*self._cuts.values())
+        return frozenset().union(*(links for fault, links in self._cuts.items() if fault.kind != "lossy"))
+
+    def _lossy(self) -> frozenset[Link]:
+        return frozenset().union(*(links for fault, links in self._cuts.items() if fault.kind == "lossy"))
 
     def _note_standing(self) -> None:
         working = [name for name, state in self._state.items() if state == "running"]
@@ -440,7 +446,7 @@ class Campaign:
 
         async def read(client: Client, name: str) -> None:
             for key in self._load.keys.used():
-                record = await client.get(key, node=name)
+                record = await client.read(key, node=name)
                 if record.outcome != "ok":
                     self._violate("progress", f"{name} can't read {key} in calm: {record.detail}")
                     return

@@ -41,13 +41,19 @@ table bridge raftkv {
   set cut {
     type ipv4_addr . ipv4_addr
   }
+  set lossy {
+    type ipv4_addr . ipv4_addr
+  }
   chain forward {
     type filter hook forward priority 0
     ip saddr . ip daddr @cut drop
     arp saddr ip . arp daddr ip @cut drop
+    ip saddr . ip daddr @lossy numgen random mod 100 < LOSS_PERCENT drop
   }
 }
 """
+
+LOSS_PERCENT = 20  # of the packets on a lossy link; TCP gets through, late
 
 Link = tuple[str, str]  # from, to: a direction in which packets are dropped
 
@@ -103,14 +109,18 @@ class Network:
         """Words before a command line that put it into the node's namespace; the process stays the same."""
         return ["nsenter", f"--net={NAMESPACES / self.namespace(name)}"]
 
-    def cut(self, links: Collection[Link]) -> None:
-        """From now on packets are dropped on exactly these links: one atomic change."""
-        pairs = [f"{self.addresses[source]} . {self.addresses[to]}" for source, to in sorted(links)]
-        script = "flush set bridge raftkv cut\n"
-        if pairs:
-            script += f"add element bridge raftkv cut {{ {', '.join(pairs)} }}\n"
-        self._nft(script)
+    def cut(self, links: Collection[Link], *, lossy: Collection[Link] = ()) -> None:
+        """From now on exactly the links of `links` drop every packet, and those of `lossy` one in five: one
+        atomic change."""
+        self._nft(self._set_to("cut", links) + self._set_to("lossy", lossy))
         self.cut_links = frozenset(links)
+
+    def _set_to(self, name: str, links: Collection[Link]) -> str:
+        pairs = [f"{self.addresses[source]} . {self.addresses[to]}" for source, to in sorted(links)]
+        script = f"flush set bridge raftkv {name}\n"
+        if pairs:
+            script += f"add element bridge raftkv {name} {{ {', '.join(pairs)} }}\n"
+        return script
 
     def heal(self) -> None:
         self.cut(())
@@ -147,7 +157,7 @@ class Network:
         for name in self.names:
             lines = ["link set lo up", f"addr add {self.addresses[name]}/24 dev eth0", "link set eth0 up"]
             _run(["ip", "-n", self.namespace(name), "-batch", "-"], "\n".join(lines))
-        self._nft(_RULES)
+        self._nft(_RULES.replace("LOSS_PERCENT", str(LOSS_PERCENT)))
 
     def _nft(self, script: str) -> None:
         _run(["nsenter", f"--net={NAMESPACES / self.hub}", "nft", "-f", "-"], script)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Literal
@@ -21,6 +21,8 @@ import msgspec
 from cluster.history import TOKEN_END, Kind, Outcome, Record, Recorder
 from cluster.plain_http import Address, Answer, Connection, NoAnswer, NotSent
 
+TXN = "/v1/txn"
+SIDES = ("/left", "/right")
 Keying = Literal["none", "sequence", "free"]  # no idempotency key; <client>/<n>; any other
 REDIRECTS_MAX = 5  # a leader is one redirect away; more, only while leadership moves
 PAUSE_SECONDS = (0.02, 0.1)  # between attempts: an election takes several times as long
@@ -96,17 +98,13 @@ class Client:
 
     async def get(self, key: str, *, node: str | None = None) -> Record:
         """A linearizable read, tried again until the time is up: by `node` alone, or by any."""
-        number = self._recorder.begin(self.name, key, "get")
-        nodes: list[str] = []
-        reply = await self._ask(Request("GET", _target(key)), nodes, node, repeatable=True)
-        if reply.outcome != "ok" or reply.answer is None:
-            return self._recorder.end(number, "not_applied", nodes=nodes, detail=reply.detail)
-        value = reply.answer.body.decode() if reply.answer.status == 200 else None
-        self.seen[key] = Seen(value, reply.answer.headers.get("etag", ""))
-        revision = reply.answer.headers.get("raftkv-revision")
-        return self._recorder.end(
-            number, "ok", result=value, store_revision=int(revision) if revision else None, nodes=nodes
+        return await self._read(
+            key, _target(key), node, lambda answer: answer.body.decode() if answer.status == 200 else None
         )
+
+    async def read(self, key: str, *, node: str | None = None) -> Record:
+        """As the key's model has it."""
+        return await (self.get_pair if key.startswith("pair/") else self.get)(key, node=node)
 
     async def put(self, key: str, value: str, *, keying: Keying = "sequence", route: str = "") -> Record:
         return await self._write("put", key, "PUT", "", keying, route, value=value)
@@ -130,7 +128,32 @@ class Client:
             "cas", key, "PUT", "", keying, route, value=value, expected=seen.value, headers=condition
         )
 
+    async def put_pair(self, key: str, value: str, *, keying: Keying = "sequence", route: str = "") -> Record:
+        """The value under two keys, in one transaction."""
+        puts = [{"put": {"key": key + side, "value": value}} for side in SIDES]
+        body = msgspec.json.encode({"compare": [], "success": puts, "failure": []})
+        return await self._write("put", key, "POST", "", keying, route, value=value, target=TXN, body=body)
+
+    async def get_pair(self, key: str, *, node: str | None = None) -> Record:
+        """Both keys in one list. Where they differ the result is one that nobody wrote: a violation."""
+        return await self._read(key, f"/v1/kv?prefix={quote(key, safe='')}/", node, _pair)
+
     # --- how ----------------------------------------------------------------------------------------
+
+    async def _read(
+        self, key: str, target: str, node: str | None, value_of: Callable[[Answer], str | None]
+    ) -> Record:
+        number = self._recorder.begin(self.name, key, "get")
+        nodes: list[str] = []
+        reply = await self._ask(Request("GET", target), nodes, node, repeatable=True)
+        if reply.outcome != "ok" or reply.answer is None:
+            return self._recorder.end(number, "not_applied", nodes=nodes, detail=reply.detail)
+        value = value_of(reply.answer)
+        self.seen[key] = Seen(value, reply.answer.headers.get("etag", ""))
+        revision = reply.answer.headers.get("raftkv-revision")
+        return self._recorder.end(
+            number, "ok", result=value, store_revision=int(revision) if revision else None, nodes=nodes
+        )
 
     async def _write(
         self,
@@ -145,6 +168,8 @@ class Client:
         expected: str | None = None,
         by: int = 0,
         headers: Mapping[str, str] | None = None,
+        target: str = "",
+        body: bytes | None = None,
     ) -> Record:
         idempotency_key = self._idempotency_key(keying)
         sent = dict(headers or {})
@@ -156,11 +181,14 @@ class Client:
             self.name, key, kind, value=value, expected=expected, by=by, idempotency_key=idempotency_key
         )
         nodes: list[str] = []
-        request = Request(method, _target(key) + query, (value or "").encode(), sent)
+        body = (value or "").encode() if body is None else body
+        request = Request(method, target or _target(key) + query, body, sent)
         reply = await self._ask(request, nodes, None, repeatable=idempotency_key is not None)
         if reply.outcome != "ok" or reply.answer is None:
             return self._recorder.end(number, reply.outcome, nodes=nodes, detail=reply.detail)
         result, revision = _result(kind, reply.answer)
+        if target:  # a transaction's answer does not say whether its puts created
+            result = None
         return self._recorder.end(number, "ok", result=result, revision=revision, nodes=nodes)
 
     def _idempotency_key(self, keying: Keying) -> str | None:
@@ -213,7 +241,7 @@ class Client:
         if answer.status == 307:
             parts = urlsplit(answer.headers["location"])
             return Reply("not_applied", redirect=self._advertised[parts.hostname or "", parts.port or 80])
-        problem = _problem(answer)
+        problem = _document(answer)
         outcome: Outcome = "not_applied" if problem.get("outcome") == "not_applied" else "unknown"
         detail = f"{answer.status} {problem.get('code')}: {problem.get('detail')}"
         return Reply(outcome, final=False, answer=answer, detail=detail)
@@ -222,11 +250,11 @@ class Client:
 def _is_ours(answer: Answer) -> bool:
     """Of the refusals, those that say something about the key: it is missing, or it has another revision."""
     if answer.status in (404, 412):
-        return _problem(answer).get("code") in ("key_not_found", "precondition_failed")
+        return _document(answer).get("code") in ("key_not_found", "precondition_failed")
     return True
 
 
-def _problem(answer: Answer) -> dict[str, object]:
+def _document(answer: Answer) -> dict[str, object]:
     try:
         document = msgspec.json.decode(answer.body)
     except msgspec.DecodeError:
@@ -238,7 +266,7 @@ def _result(kind: Kind, answer: Answer) -> tuple[int | bool | None, int | None]:
     """What the model answers for the operation, and the revision of the write if it made one."""
     if answer.status == 412:
         return False, None
-    body = _problem(answer)
+    body = _document(answer)
     revision = body.get("revision")
     assert isinstance(revision, int), f"a write's answer without a revision: {answer}"
     match kind:
@@ -256,6 +284,15 @@ def _result(kind: Kind, answer: Answer) -> tuple[int | bool | None, int | None]:
     raise ValueError(f"{kind} is not a write")
 
 
+def _pair(answer: Answer) -> str | None:
+    items = _document(answer)["items"]
+    assert isinstance(items, list)
+    values = {item["value"] for item in items}
+    if len(items) == 0:
+        return None
+    return str(items[0]["value"]) if len(items) == 2 and len(values) == 1 else f"torn: {items}"
+
+
 def _integer(value: object) -> int:
     assert isinstance(value, int)
     return value
@@ -270,7 +307,7 @@ def _target(key: str) -> str:
 SLOTS = 4  # keys of each model in use at a time: few, so that clients meet on them
 OPERATIONS_A_KEY = 400  # then the slot takes a new key: unknown outcomes haunt a key for the rest of its life
 THINK_SECONDS = 0.02  # at most, between a client's operations: the load shares the machine with the nodes
-MODELS = ("register", "append", "counter")
+MODELS = ("register", "append", "counter", "pair")
 
 
 class Keys:
@@ -326,7 +363,12 @@ class Load:
         keying: Keying = self._random.choice(("none", "none", "sequence", "free"))
         route = self._random.choice(("", "", "forward"))
         dice = self._random.random()
-        if dice < 0.4:
+        if model == "pair":
+            if dice < 0.5:
+                await client.get_pair(key)
+            else:
+                await client.put_pair(key, client.token(), keying=keying, route=route)
+        elif dice < 0.4:
             await client.get(key)
         elif model == "append":
             await client.append(key, client.token(), keying=keying, route=route)

@@ -65,6 +65,12 @@ def test_one_way_cuts_leave_the_other_way() -> None:
     assert links_of(fault("link", 0.9), THREE, "n1") == both_ways(["n1"], ["n3"])
 
 
+def test_lossy_links_are_all_of_them() -> None:
+    assert links_of(fault("lossy"), THREE, "n1") == both_ways(["n1"], ["n2", "n3"]) | both_ways(
+        ["n2"], ["n3"]
+    )
+
+
 @pytest.mark.parametrize("names", [THREE, FIVE])
 @pytest.mark.parametrize("hit", ["n1", "n3"])
 def test_a_split_leaves_a_majority_without_the_victim(names: tuple[str, ...], hit: str) -> None:
