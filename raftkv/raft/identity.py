@@ -30,6 +30,7 @@ from raftkv.errors import ConfigError, Fatal
 from raftkv.model import Identity, Membership
 
 FILE = "identity.json"
+UNFINISHED = "restore-unfinished"  # in a directory that a restore has not completed
 FORMAT = 1
 DATA_DIRECTORIES = ("journal", "snapshots")
 
@@ -66,6 +67,11 @@ def load_or_create(directory: Path, name: str, *, draw: Callable[[], str] = draw
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        if (directory / UNFINISHED).exists():
+            raise Fatal(
+                f"{directory} holds a restore that did not finish: remove the directory, and those of the "
+                "other members, and restore again"
+            )
         if (directory / FILE).exists():
             return _load(directory / FILE, name)
         _refuse_data_without_identity(directory)
@@ -73,6 +79,14 @@ def load_or_create(directory: Path, name: str, *, draw: Callable[[], str] = draw
         _write(directory, stored)
     except OSError as error:
         raise Fatal(f"can't read or write the identity in the data directory {directory}: {error}") from error
+    return stored
+
+
+def adopt(directory: Path, name: str, founding: Membership) -> Stored:
+    """Gives a new directory the identity that `founding` has for `name`: of a member that was restored, not
+    formed. Raises OSError."""
+    stored = Stored(Identity(name, dict(founding.instances)[name], founding.cluster), founding)
+    _write(directory, stored)
     return stored
 
 
@@ -153,11 +167,11 @@ def _write(directory: Path, stored: Stored) -> None:
         handle.flush()
         os.fsync(handle.fileno())
     os.rename(aside, directory / FILE)
-    _sync_directory(directory)
-    _sync_directory(directory.parent)  # the data directory itself may be new
+    sync_directory(directory)
+    sync_directory(directory.parent)  # the data directory itself may be new
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)

@@ -93,12 +93,13 @@ class DirectoryBucket:
         path = self._objects / name
         with self._told():
             self._make()
-            aside = _write_aside(path, data)
-            try:
-                os.link(aside, path)  # unlike a rename, refuses a name that is taken
-            finally:
-                os.unlink(aside)
-            _sync_directory(self._objects)
+            with self._locked():  # a deposed leader may try the same name, and write it aside
+                aside = _write_aside(path, data)
+                try:
+                    os.link(aside, path)  # unlike a rename, refuses a name that is taken
+                finally:
+                    os.unlink(aside)
+                _sync_directory(self._objects)
 
     def read(self, name: str, offset: int = 0, size: int | None = None) -> bytes:
         with self._told():

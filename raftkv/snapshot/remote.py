@@ -267,6 +267,11 @@ class RemoteStore:
         self._known: dict[str, Attempt] = {}  # of snapshots whose manifest was read: where their chunks are
 
     @property
+    def bucket(self) -> Bucket:
+        """For what else is kept there (`ranges.py`)."""
+        return self._bucket
+
+    @property
     def url(self) -> str:
         return self._bucket.url
 
