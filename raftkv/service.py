@@ -56,6 +56,10 @@ class Consensus(Protocol):
         """At hand, replaced when something in it changes: it is read for every answer."""
         ...
 
+    def check_formed(self) -> None:
+        """Raises NotReady before the node is part of a cluster: its empty state is no answer."""
+        ...
+
     async def propose(self, command: Command, *, timeout_s: float) -> Applied: ...
     async def read_barrier(self, *, timeout_s: float) -> None: ...
     async def wait_revision(self, revision: int, *, timeout_s: float) -> None: ...
@@ -254,6 +258,7 @@ class KVService:
 
         Raises NoLeader, NotReady, TooStale, Overloaded.
         """
+        self.consensus.check_formed()
         if freshness.consistency == "stale" and freshness.min_revision is None:
             self._check_staleness(freshness)
             return

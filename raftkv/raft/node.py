@@ -417,6 +417,10 @@ class RaftNode:
     def leadership(self) -> Leadership:
         return self._leadership
 
+    def check_formed(self) -> None:
+        """Raises NotReady before the engine runs: there is no state to answer from."""
+        self._running()
+
     async def propose(self, command: Command, *, timeout_s: float) -> Applied:
         """Raises NotLeader, NoLeader, NotReady, Draining, Overloaded (not applied); CommitTimeout,
         LeaderChanged (unknown)."""

@@ -26,6 +26,7 @@ class LocalConsensus:
         self.leadership = Leadership("leader", 1, name, url)
         self.name = name
         self.ready = True
+        self.formed = True
         self.started = True
         self.drained = False
         self.staleness = 0.0
@@ -52,6 +53,10 @@ class LocalConsensus:
         self._go_on.set()
 
     # --- what the service asks ---------------------------------------------------------------------
+
+    def check_formed(self) -> None:
+        if not self.formed:
+            raise NotReady("the cluster has not formed yet")
 
     async def propose(self, command: Command, *, timeout_s: float) -> Applied:
         leadership = self.leadership

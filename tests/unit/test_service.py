@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -222,3 +223,14 @@ async def test_an_export_is_closed_with_its_block() -> None:
         assert [item.value for item in items] == [b"1"]
     with service.export(b""):
         pass
+
+
+@pytest.mark.parametrize("consistency", ["linearizable", "stale"])
+async def test_a_node_without_a_cluster_answers_no_read(
+    consistency: Literal["linearizable", "stale"],
+) -> None:
+    """Its state is empty because it knows nothing yet: a 404 would be a guess."""
+    consensus, service = make()
+    consensus.formed = False
+    with pytest.raises(NotReady, match="not formed"):
+        await service.reach(Freshness(consistency), timeout_s=1)
