@@ -99,6 +99,27 @@ def test_reading_a_node_explains_every_metric() -> None:
     assert {name for name in names if f"`raftkv_{name}`" not in READING} == set()
 
 
+def log_events() -> set[str]:
+    """The first word of every message that the node logs at info or above."""
+    levels = {"info", "warning", "error", "exception", "critical"}
+    found = set[str]()
+    for path in (ROOT / "raftkv").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(value=ast.Name(id="log"), attr=level),
+                    args=[ast.Constant(value=str(message)), *_],
+                ) if level in levels:
+                    found.add(message.split()[0])
+    return found
+
+
+def test_reading_a_node_explains_every_event_in_the_log() -> None:
+    events = log_events()
+    assert "role_changed" in events
+    assert {event for event in events if f"`{event}`" not in READING} == set()
+
+
 def test_every_test_that_guarantees_names_is_there() -> None:
     named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", GUARANTEES)
     assert len(named) > 10
