@@ -11,6 +11,7 @@ own names:
 - state-machine safety: an index has one committed entry for ever, on every node and across restarts, and
   a node applies just that, in order, once: its state's fingerprint is that of a reference replica;
 - applied <= committed <= durable on a majority, the leader that committed among them, at that moment;
+- what a leader believes of a peer's disk is so;
 - a node's log loses nothing that it knew as committed; its term and commit index never go back in one
   life;
 - what leaves a node after a promise was kept: `spoke_of_term`, `spoke_of_log` look at the disk.
@@ -53,6 +54,8 @@ class View(Protocol):
 
     def log(self) -> Sequence[Entry]: ...
     def fingerprint(self) -> object: ...
+    def matches(self) -> Sequence[tuple[str, int]]:
+        """Of a leader: how far it believes each peer's disk to agree with its log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,7 @@ class _Seen:
     last_applied: int = 0
     log_version: int = -1
     log: Sequence[Entry] = ()
+    matches: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -140,6 +144,7 @@ class Invariants:
                 raise Violation("term went back", f"{view.name} from term {seen.term} to {term}")
             seen.term = term
             seen.is_leader = False
+            seen.matches = {}
         commit_index = view.commit_index
         if commit_index != seen.commit_index:
             self._observe_commit(view, seen, commit_index)
@@ -148,6 +153,10 @@ class Invariants:
             seen.is_leader = is_leader
             if is_leader:
                 self._observe_leader(view, seen)
+        if is_leader:
+            for peer, index in view.matches():
+                if index != seen.matches.get(peer, 0):
+                    self._observe_match(view, seen, peer, index)
         last_applied = view.last_applied
         if last_applied != seen.last_applied:
             self._observe_applied(view, seen, last_applied)
@@ -272,6 +281,17 @@ class Invariants:
                     f"{view.name} leads in term {term} without entry {index} of term {entry.term},"
                     f" committed by {entry.by} in term {entry.in_term}",
                 )
+
+    def _observe_match(self, view: View, seen: _Seen, peer: str, index: int) -> None:
+        seen.matches[peer] = index
+        first, last = seen.log[0][1], seen.log[-1][1]
+        if index > last or (
+            index >= first and not self.durable[peer].holds(index, seen.log[index - first][2])
+        ):
+            raise Violation(
+                "match",
+                f"{view.name} leads in term {view.term} and believes that {peer} agrees up to {index}",
+            )
 
     def _observe_applied(self, view: View, seen: _Seen, last_applied: int) -> None:
         if last_applied < seen.last_applied:

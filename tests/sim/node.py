@@ -211,6 +211,9 @@ class NodeProcess:
     def last_index(self) -> int:
         return self._core.last_index
 
+    def matches(self) -> list[tuple[str, int]]:
+        return [(peer, progress.match_index) for peer, progress in self._core.progress.items()]
+
     def fingerprint(self) -> Hashable:
         return fingerprint(self.engine.machine)
 

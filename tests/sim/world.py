@@ -14,7 +14,7 @@ import collections
 import hashlib
 import random
 import traceback
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -57,6 +57,7 @@ class Process(Protocol):
     log_version: int
 
     def log(self) -> list[Entry]: ...
+    def matches(self) -> Sequence[tuple[str, int]]: ...
     def fingerprint(self) -> object: ...
     def last_index(self) -> int: ...
     def receive(self, peer: str, message: Any) -> None: ...
