@@ -12,6 +12,10 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.ceph import ceph
+
+__all__ = ["ceph"]
+
 # No deadline for one example: on a machine shared with other processes it would measure them.
 settings.register_profile("default", deadline=None, derandomize=True)
 settings.register_profile(
