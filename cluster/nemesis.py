@@ -537,7 +537,8 @@ def campaign(
     data_dir: Path, *, nodes: int, seed: int, say: Callable[[str], None] = print
 ) -> Iterator[Campaign]:
     """A started cluster in namespaces of its own (on loopback, without partitions, where there can't be any).
-    The calling thread is among them meanwhile. What broke a promise is saved in `data_dir`."""
+    The calling thread is among them meanwhile. A run that broke a promise,
+    or that ended early, is saved in `data_dir`."""
     names = [f"n{number}" for number in range(1, nodes + 1)]
     why_not = network.unavailable()
     with ExitStack() as stack:
@@ -557,10 +558,14 @@ def campaign(
         cluster.start_all()
         running = Campaign(cluster, links, seed=seed, say=say)
         running.report.partitions = why_not or "yes"
-        yield running
+        finished = False
+        try:
+            yield running
+            finished = True
+        finally:
+            if running.report.violations or not finished:
+                running.save(data_dir)
         cluster.stop_all()
-        if running.report.violations:
-            running.save(data_dir)
 
 
 def run(
