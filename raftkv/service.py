@@ -4,6 +4,8 @@
 - A write is admitted or refused at once, within bounds on number and bytes. There is no await between the
   call of `write` and the hand-over to consensus, so writes of one caller are proposed in the order of its
   calls.
+- What every request needs comes with a callback (`write_soon`, `reach_soon`), since a future and a task would
+  cost more than the request; `write` and `reach` are the same with an await.
 - At most one request under an idempotency key is on its way here; the second is told that its outcome is
   not known yet. Whatever was committed under a key is the state machine's to remember.
 
@@ -12,25 +14,26 @@ What it answers from is the state machine of this node, read on the loop's threa
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 
 from raftkv.errors import (
     BadRequest,
-    CommitTimeout,
     Draining,
     InFlight,
     NoLeader,
     NotLeader,
     NotReady,
     Overloaded,
+    RaftkvError,
     TooStale,
 )
 from raftkv.kv import record
@@ -60,8 +63,16 @@ class Consensus(Protocol):
         """Raises NotReady before the node is part of a cluster: its empty state is no answer."""
         ...
 
-    async def propose(self, command: Command, *, timeout_s: float) -> Applied: ...
-    async def read_barrier(self, *, timeout_s: float) -> None: ...
+    def propose_soon(
+        self, command: Command, done: Callable[[Applied | RaftkvError], None], *, timeout_s: float
+    ) -> object:
+        """Raises, or calls `done` once, which must not raise."""
+        ...
+
+    def read_soon(self, done: Callable[[RaftkvError | None], None], *, timeout_s: float) -> None:
+        """Raises, or calls `done` once, which must not raise."""
+        ...
+
     async def wait_revision(self, revision: int, *, timeout_s: float) -> None: ...
     def status(self) -> NodeStatus: ...
     def staleness_ms(self) -> float: ...
@@ -182,41 +193,52 @@ class KVService:
     # --- writing -----------------------------------------------------------------------------------
 
     async def write(self, command: Command, *, timeout_s: float, size_bytes: int = 0) -> Applied:
-        """Proposes the command and waits for its result.
+        """As `write_soon`, and raises what that calls `done` with. One that is cancelled may still happen."""
+        future: asyncio.Future[Applied] = asyncio.get_running_loop().create_future()
+        write = self.write_soon(command, _settle(future), timeout_s=timeout_s, size_bytes=size_bytes)
+        try:
+            return await future
+        finally:
+            if write is not None:
+                write.leave()
 
-        Raises NotLeader, NoLeader, NotReady, Overloaded, Draining (not applied), InFlight, CommitTimeout,
-        LeaderChanged (unknown).
+    def write_soon(
+        self,
+        command: Command,
+        done: Callable[[Applied | RaftkvError], None],
+        *,
+        timeout_s: float,
+        size_bytes: int = 0,
+    ) -> _Write | None:
+        """Proposes the command. `done`, which must not raise, is called once: with its result, or with
+        CommitTimeout, LeaderChanged (unknown), NotLeader, NoLeader, Overloaded (not applied).
+
+        Raises what it is refused with at once: NotLeader, NoLeader, NotReady, Overloaded, Draining (not
+        applied), InFlight (unknown).
         """
         self.check_leads()
         keyed = command.idempotency
-        if keyed is None:
-            with self._admitted(size_bytes):
-                return await self._propose(command, timeout_s)
-        self._check_room_for_outcomes()
-        first = self._keys_in_flight.get(keyed.key)
-        if first is not None:
-            if first != keyed.fingerprint:
-                return Applied(0, IdempotencyMismatch())
-            raise InFlight(
-                "the first request under this idempotency key is still on its way; ask again for its outcome"
-            )
-        self._keys_in_flight[keyed.key] = keyed.fingerprint
+        if keyed is not None:
+            self._check_room_for_outcomes()
+            first = self._keys_in_flight.get(keyed.key)
+            if first is not None and first != keyed.fingerprint:
+                done(Applied(0, IdempotencyMismatch()))
+                return None
+            if first is not None:
+                raise InFlight(
+                    "the first request under this idempotency key is still on its way; "
+                    "ask again for its outcome"
+                )
+        self._check_room_for_write(size_bytes)
+        write = _Write(self, keyed, size_bytes, done)
         try:
-            with self._admitted(size_bytes):
-                return await self._propose(command, timeout_s)
-        finally:
-            del self._keys_in_flight[keyed.key]
+            self.consensus.propose_soon(command, write.ended, timeout_s=timeout_s)
+        except BaseException:
+            write.leave()
+            raise
+        return write
 
-    async def _propose(self, command: Command, timeout_s: float) -> Applied:
-        try:
-            return await self.consensus.propose(command, timeout_s=timeout_s)
-        except TimeoutError as error:
-            raise CommitTimeout(
-                f"the write was not committed within {timeout_s:g} s; it may yet be"
-            ) from error
-
-    @contextmanager
-    def _admitted(self, size_bytes: int) -> Iterator[None]:
+    def _check_room_for_write(self, size_bytes: int) -> None:
         if self.writes_in_flight >= self._writes_in_flight_max:
             raise Overloaded(
                 f"{self.writes_in_flight} writes wait for their commit already "
@@ -230,13 +252,6 @@ class KVService:
                 f"writes of {self.write_bytes_in_flight} bytes wait for their commit already "
                 f"(--write-bytes-in-flight-max {self._write_bytes_in_flight_max}); try again shortly"
             )
-        self.writes_in_flight += 1
-        self.write_bytes_in_flight += size_bytes
-        try:
-            yield
-        finally:
-            self.writes_in_flight -= 1
-            self.write_bytes_in_flight -= size_bytes
 
     def _check_room_for_outcomes(self) -> None:
         machine = self.machine
@@ -259,32 +274,50 @@ class KVService:
         Raises NoLeader, NotReady, TooStale, Overloaded.
         """
         self.consensus.check_formed()
-        if freshness.consistency == "stale" and freshness.min_revision is None:
+        if freshness.min_revision is not None and self.machine.revision < freshness.min_revision:
+            self._check_room_for_read()
+            self.reads_in_flight += 1
+            try:
+                await self._wait_revision(freshness.min_revision, timeout_s)
+            finally:
+                self.reads_in_flight -= 1
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if not self.reach_soon(freshness, _settle(future), timeout_s=timeout_s):
+            await future
+
+    def reach_soon(
+        self, freshness: Freshness, done: Callable[[RaftkvError | None], None], *, timeout_s: float
+    ) -> bool:
+        """True: this node's state is as fresh as asked. False: it will be when `done(None)` is called, or
+        `done` gets NoLeader, NotReady or TooStale. Does not wait for `min_revision`.
+
+        Raises NoLeader, NotReady, TooStale, Overloaded.
+        """
+        consensus = self.consensus
+        consensus.check_formed()
+        if freshness.consistency == "stale":
             self._check_staleness(freshness)
-            return
+            return True
+        self._check_room_for_read()
+        self.reads_in_flight += 1
+
+        def ended(error: RaftkvError | None) -> None:
+            self.reads_in_flight -= 1
+            done(error)
+
+        try:
+            consensus.read_soon(ended, timeout_s=timeout_s)
+        except BaseException:
+            self.reads_in_flight -= 1
+            raise
+        return False
+
+    def _check_room_for_read(self) -> None:
         if self.reads_in_flight >= self._reads_in_flight_max:
             raise Overloaded(
                 f"{self.reads_in_flight} reads wait already "
                 f"(--reads-in-flight-max {self._reads_in_flight_max}); try again shortly"
             )
-        self.reads_in_flight += 1
-        try:
-            if freshness.min_revision is not None and self.machine.revision < freshness.min_revision:
-                await self._wait_revision(freshness.min_revision, timeout_s)
-            if freshness.consistency == "linearizable":
-                await self._barrier(timeout_s)
-        finally:
-            self.reads_in_flight -= 1
-        self._check_staleness(freshness)
-
-    async def _barrier(self, timeout_s: float) -> None:
-        try:
-            await self.consensus.read_barrier(timeout_s=timeout_s)
-        except TimeoutError as error:
-            raise NotReady(
-                f"the read could not be confirmed by a majority within {timeout_s:g} s; "
-                "consistency=stale answers from this node alone"
-            ) from error
 
     async def _wait_revision(self, revision: int, timeout_s: float) -> None:
         try:
@@ -398,6 +431,56 @@ class KVService:
         if not self.draining:
             self.draining = True
             self.consensus.drain()
+
+
+class _Write:
+    """The place of a write among those in flight: counted from here on, until it ends or is left."""
+
+    __slots__ = ("_done", "_idempotency", "_service", "_size_bytes")
+
+    def __init__(
+        self,
+        service: KVService,
+        idempotency: Idempotency | None,
+        size_bytes: int,
+        done: Callable[[Applied | RaftkvError], None],
+    ) -> None:
+        self._service: KVService | None = service
+        self._idempotency = idempotency
+        self._size_bytes = size_bytes
+        self._done = done
+        service.writes_in_flight += 1
+        service.write_bytes_in_flight += size_bytes
+        if idempotency is not None:
+            service._keys_in_flight[idempotency.key] = idempotency.fingerprint
+
+    def ended(self, outcome: Applied | RaftkvError) -> None:
+        self.leave()
+        self._done(outcome)
+
+    def leave(self) -> None:
+        """Idempotent."""
+        service, self._service = self._service, None
+        if service is None:
+            return
+        service.writes_in_flight -= 1
+        service.write_bytes_in_flight -= self._size_bytes
+        if self._idempotency is not None:
+            del service._keys_in_flight[self._idempotency.key]
+
+
+def _settle(future: asyncio.Future[Any]) -> Callable[[Any], None]:
+    """A callback that ends the future, unless whoever waited has gone."""
+
+    def done(result: Any) -> None:
+        if future.done():
+            return
+        if isinstance(result, BaseException):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+
+    return done
 
 
 # --- idempotency -----------------------------------------------------------------------------------------

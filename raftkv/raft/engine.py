@@ -16,6 +16,7 @@ and starts the sync; followers' answers and the end of the sync advance the comm
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections import deque
 from collections.abc import Callable
@@ -148,25 +149,31 @@ class Engine:
     def peer_disconnected(self, peer: str) -> None:
         self._input(lambda: self.core.peer_disconnected(peer))
 
-    def propose(self, command: bytes, done: Callable[[Applied | RaftkvError], None]) -> Ticket:
-        """`done` gets the result once the command is applied here, or why it never will be.
+    def propose(
+        self, command: bytes, done: Callable[[Applied | RaftkvError], None], timeout_s: float = math.inf
+    ) -> Ticket:
+        """`done` gets the result once the command is applied here, or why it never will be; after
+        `timeout_s`, Overloaded where it was still queued, and CommitTimeout where it may yet happen.
 
-        Raises NotLeader, NoLeader, Draining or Overloaded: then it was not taken at all. There is no
-        deadline here: a caller that stops waiting asks `withdraw` whether the command may still happen.
+        Raises NotLeader, NoLeader, Draining or Overloaded: then it was not taken at all. A caller that stops
+        waiting asks `withdraw` whether the command may still happen.
         """
         self._refuse_unless_leading()
-        ticket = self.proposals.add(command, done)
+        ticket = self.proposals.add(command, done, timeout_s)
         self._settle_soon()
         return ticket
 
     def withdraw(self, ticket: Ticket) -> bool:
         return self.proposals.withdraw(ticket)
 
-    def read_index(self, done: Callable[[RaftkvError | None], None]) -> None:
-        """`done(None)` once a read of this node's state is linearizable. Raises NoLeader, Overloaded."""
+    def read_index(self, done: Callable[[RaftkvError | None], None], timeout_s: float = math.inf) -> None:
+        """`done(None)` once a read of this node's state is linearizable, NotReady after `timeout_s`.
+
+        Raises NoLeader, Overloaded, Draining.
+        """
         if self.stopped:
             raise Draining(f"{self.name} is stopping")
-        self.reads.add(done)
+        self.reads.add(done, timeout_s)
         self._settle_soon()
 
     def transfer_leadership(self, to: str | None = None) -> bool:
@@ -208,6 +215,8 @@ class Engine:
     def _on_tick(self) -> None:
         self.core.doTick()
         self.catchup.tick()
+        self.proposals.expire()
+        self.reads.expire()
         if self._transfer is not None and self._clock() >= self._transfer[1]:
             self._transfer = None
 

@@ -26,7 +26,6 @@ from typing import Any, Literal, TypeVar
 
 from raftkv.errors import (
     BadRequest,
-    CommitTimeout,
     Draining,
     Fatal,
     IdentityRefused,
@@ -48,6 +47,7 @@ from raftkv.raft.handshake import Hello, Refusal, Standing
 from raftkv.raft.identity import draw_id, load_or_create, reconcile, settle
 from raftkv.raft.lanes import Lane
 from raftkv.raft.messages import Message
+from raftkv.raft.proposals import Ticket
 from raftkv.raft.quorum import majority
 from raftkv.raft.status import (
     AgreementStatus,
@@ -421,52 +421,36 @@ class RaftNode:
         """Raises NotReady before the engine runs: there is no state to answer from."""
         self._running()
 
+    def propose_soon(
+        self, command: Command, done: Callable[[Applied | RaftkvError], None], *, timeout_s: float
+    ) -> Ticket:
+        """`done`, which must not raise, is called once: with the outcome, or CommitTimeout, LeaderChanged
+        (unknown), NoLeader, NotLeader, Overloaded (not applied).
+
+        Raises NotLeader, NoLeader, NotReady, Draining, Overloaded: then it was not taken.
+        """
+        return self._running().propose(encode(command), done, timeout_s)
+
+    def read_soon(self, done: Callable[[RaftkvError | None], None], *, timeout_s: float) -> None:
+        """`done`, which must not raise, is called once: with None when this node's state is linearizable for
+        what asked now, or NoLeader, NotReady. Raises NoLeader, NotReady, Draining, Overloaded."""
+        self._running().read_index(done, timeout_s)
+
     async def propose(self, command: Command, *, timeout_s: float) -> Applied:
-        """Raises NotLeader, NoLeader, NotReady, Draining, Overloaded (not applied); CommitTimeout,
-        LeaderChanged (unknown)."""
-        engine = self._running()
+        """As `propose_soon`; who is cancelled withdraws the command, as far as that is possible."""
         future: asyncio.Future[Applied] = self._loop.create_future()
-
-        def done(outcome: Applied | RaftkvError) -> None:
-            if future.done():
-                return
-            if isinstance(outcome, RaftkvError):
-                future.set_exception(outcome)
-            else:
-                future.set_result(outcome)
-
-        ticket = engine.propose(encode(command), done)
+        ticket = self.propose_soon(command, _settle(future), timeout_s=timeout_s)
         try:
-            async with asyncio.timeout(timeout_s):
-                return await future
-        except TimeoutError:
-            if engine.withdraw(ticket):
-                raise Overloaded(
-                    f"the write was still queued after {timeout_s:g} s and was withdrawn"
-                ) from None
-            raise CommitTimeout(
-                f"the write was not committed within {timeout_s:g} s; it may yet be: ask again under its "
-                "idempotency key, or read the key"
-            ) from None
+            return await future
         except asyncio.CancelledError:
-            engine.withdraw(ticket)
+            self._running().withdraw(ticket)
             raise
 
     async def read_barrier(self, *, timeout_s: float) -> None:
-        engine = self._running()
+        """As `read_soon`."""
         future: asyncio.Future[None] = self._loop.create_future()
-
-        def done(error: RaftkvError | None) -> None:
-            if future.done():
-                return
-            if error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(None)
-
-        engine.read_index(done)
-        async with asyncio.timeout(timeout_s):
-            await future
+        self.read_soon(_settle(future), timeout_s=timeout_s)
+        await future
 
     async def wait_revision(self, revision: int, *, timeout_s: float) -> None:
         self._running()

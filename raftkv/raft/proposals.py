@@ -6,17 +6,20 @@ that is in the log can't, and its fate is followed: `Applied` when its entry is 
 not applied when another leader's entry was *committed* in its place (truncation alone proves nothing, since
 another member may still hold the entry and be elected).
 
+Deadlines are looked at together, every `EXPIRE_S`: a timer a command would cost more than the command.
+
 Log time: the leader stamps each batch with milliseconds that only its monotonic clock advances, starting
 from the newest stamp in its log, so it never goes back across leaders.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from raftkv.errors import LeaderChanged, NoLeader, Overloaded, RaftkvError
+from raftkv.errors import CommitTimeout, LeaderChanged, NoLeader, Overloaded, RaftkvError
 from raftkv.kv.command import encode_entry
 from raftkv.model import Applied
 from raftkv.raft.core import Core
@@ -28,6 +31,8 @@ REGULAR = b"\x00"  # pysyncobj.syncobj._COMMAND_TYPE
 BATCH_COMMANDS_MAX = 2_000
 BATCH_BYTES_MAX = 1 << 20
 
+EXPIRE_S = 0.05  # how late a caller may learn that its deadline has passed; 10,000 that wait cost 1% at that
+
 Done = Callable[[Applied | RaftkvError], None]
 
 
@@ -37,6 +42,8 @@ class Ticket:
 
     command: bytes
     done: Done
+    deadline: float  # on the engine's clock
+    timeout_s: float
     state: str = "waiting"  # then "proposed" or "withdrawn"
 
 
@@ -51,6 +58,7 @@ class Proposals:
         self._waiting: deque[Ticket] = deque()
         self._waiting_bytes = 0
         self._proposed: dict[int, tuple[int, list[Ticket]]] = {}  # index -> (term, tickets)
+        self._look_at = float("-inf")  # when deadlines are due for another look
         self._log_time_ms = 0
         self._log_time_base = (0.0, 0)  # (clock, log time) when this node began to lead
 
@@ -59,14 +67,14 @@ class Proposals:
         """Commands neither answered nor withdrawn."""
         return len(self._waiting) + sum(len(tickets) for _, tickets in self._proposed.values())
 
-    def add(self, command: bytes, done: Done) -> Ticket:
+    def add(self, command: bytes, done: Done, timeout_s: float = math.inf) -> Ticket:
         """Queues a command for the next batch; only on a leader. Raises Overloaded at the bound."""
         if len(self._waiting) >= self._commands_max or self._waiting_bytes >= self._bytes_max:
             raise Overloaded(
                 f"{len(self._waiting)} writes of {self._waiting_bytes} bytes wait already "
                 f"(at most {self._commands_max} and {self._bytes_max} bytes); try again shortly"
             )
-        ticket = Ticket(command, done)
+        ticket = Ticket(command, done, self._clock() + timeout_s, timeout_s)
         self._waiting.append(ticket)
         self._waiting_bytes += len(command)
         return ticket
@@ -76,6 +84,30 @@ class Proposals:
         if ticket.state == "waiting":
             ticket.state = "withdrawn"
         return ticket.state == "withdrawn"
+
+    def expire(self) -> None:
+        """Tells those whose time is up: what was still queued is withdrawn, so it is certain not to happen;
+        what stands in the log may yet."""
+        now = self._clock()
+        if now < self._look_at:
+            return
+        self._look_at = now + EXPIRE_S
+        for ticket in [each for each in self._waiting if each.deadline <= now]:
+            if ticket.state == "waiting":
+                ticket.state = "withdrawn"
+                ticket.done(
+                    Overloaded(f"the write was still queued after {ticket.timeout_s:g} s and was withdrawn")
+                )
+        for _, tickets in self._proposed.values():
+            for ticket in tickets:
+                if ticket.deadline <= now:
+                    done, ticket.done, ticket.deadline = ticket.done, _nobody, math.inf
+                    done(
+                        CommitTimeout(
+                            f"the write was not committed within {ticket.timeout_s:g} s; it may yet be: ask "
+                            "again under its idempotency key, or read the key"
+                        )
+                    )
 
     def lead(self, log_time_ms: int) -> None:
         """This node's no-op is applied: it leads, and `log_time_ms` is the newest stamp in its log."""
@@ -146,3 +178,7 @@ class Proposals:
             if ticket.state == "waiting":
                 ticket.state = "withdrawn"
                 ticket.done(error)
+
+
+def _nobody(_: Applied | RaftkvError) -> None:
+    """Whoever waited was told that the outcome is unknown."""

@@ -12,6 +12,7 @@ what earlier terms acknowledged).
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
 from collections.abc import Callable
@@ -24,7 +25,12 @@ from raftkv.raft.messages import ReadIndexReply, ReadIndexRequest
 # Reads that wait at once: each is a closure of some 200 bytes, so the bound is about memory, 20 MB.
 READS_MAX = 100_000
 
+EXPIRE_S = 0.05  # how late a caller may learn that its deadline has passed
+
 Done = Callable[[RaftkvError | None], None]
+# (deadline on the engine's clock, the timeout that it came from, whom to tell). A tuple: it is made for
+# every read, and is measurably cheaper than an object.
+Waiting = tuple[float, float, Done]
 IndexDone = Callable[[int], None]
 
 
@@ -36,7 +42,7 @@ class _Round:
     sequence: int
     term: int
     started: float
-    reads: list[Done] = field(default_factory=list)
+    reads: list[Waiting] = field(default_factory=list)
     questions: list[IndexDone] = field(default_factory=list)  # followers' reads: they want the index only
 
 
@@ -46,22 +52,43 @@ class Reads:
     def __init__(self, core: Core, clock: Callable[[], float], rng: random.Random) -> None:
         self._core = core
         self._clock = clock
-        self._new: list[Done] = []
+        self._new: list[Waiting] = []
         self._questions: list[IndexDone] = []
         self._round: _Round | None = None
-        self._confirmed: deque[tuple[int, list[Done]]] = deque()
+        self._confirmed: deque[tuple[int, list[Waiting]]] = deque()
         # A random base: an answer to the question of an earlier life of this process must not match [10].
         self._request = rng.getrandbits(48)
         self._waiting = 0
+        self._look_at = float("-inf")  # when deadlines are due for another look
 
-    def add(self, done: Done) -> None:
+    def add(self, done: Done, timeout_s: float = math.inf) -> None:
         """`done(None)` once an answer from this node's state is linearizable; otherwise the refusal."""
         if self._core.leader is None:
             raise NoLeader("no leader is known here; an election takes about a second")
         if self._waiting >= READS_MAX:
             raise Overloaded(f"{READS_MAX} reads wait for confirmation already")
         self._waiting += 1
-        self._new.append(done)
+        self._new.append((self._clock() + timeout_s, timeout_s, done))
+
+    def expire(self) -> None:
+        """Refuses the reads whose time is up."""
+        now = self._clock()
+        if now < self._look_at:
+            return
+        self._look_at = now + EXPIRE_S
+        current = [] if self._round is None else [self._round.reads]
+        for reads in [self._new, *current, *(confirmed for _, confirmed in self._confirmed)]:
+            late = [read for read in reads if read[0] <= now]
+            if late:
+                reads[:] = [read for read in reads if read[0] > now]
+                self._waiting -= len(late)
+                for _, timeout_s, done in late:
+                    done(
+                        NotReady(
+                            f"the read could not be confirmed by a majority within {timeout_s:g} s; "
+                            "consistency=stale answers from this node alone"
+                        )
+                    )
 
     def on_request(self, peer: str, message: ReadIndexRequest) -> None:
         """A follower asks for a read index."""
@@ -152,10 +179,10 @@ class Reads:
         while self._confirmed and self._confirmed[0][0] <= self._core.last_applied:
             _, reads = self._confirmed.popleft()
             self._waiting -= len(reads)
-            for done in reads:
+            for _, _, done in reads:
                 done(None)
 
-    def _fail(self, reads: list[Done], error: RaftkvError) -> None:
+    def _fail(self, reads: list[Waiting], error: RaftkvError) -> None:
         self._waiting -= len(reads)
-        for done in reads:
+        for _, _, done in reads:
             done(error)

@@ -7,10 +7,11 @@ leader, a write that never commits) is set by hand.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
+from typing import Any
 
-from raftkv.errors import NoLeader, NotLeader, NotReady, SnapshotMissing
+from raftkv.errors import CommitTimeout, NoLeader, NotLeader, NotReady, RaftkvError, SnapshotMissing
 from raftkv.kv.command import Command, decode_entry, encode, encode_entry
 from raftkv.kv.machine import Machine
 from raftkv.model import Applied, Membership
@@ -37,6 +38,7 @@ class LocalConsensus:
         self._go_on = asyncio.Event()
         self._go_on.set()
         self._applied = asyncio.Condition()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._snapshots: list[Manifest] = []
         self.publishes = False
 
@@ -58,7 +60,9 @@ class LocalConsensus:
         if not self.formed:
             raise NotReady("the cluster has not formed yet")
 
-    async def propose(self, command: Command, *, timeout_s: float) -> Applied:
+    def propose_soon(
+        self, command: Command, done: Callable[[Applied | RaftkvError], None], *, timeout_s: float
+    ) -> None:
         leadership = self.leadership
         if self.propose_error is not None:
             raise self.propose_error
@@ -67,21 +71,50 @@ class LocalConsensus:
                 raise NoLeader("no leader is known")
             raise NotLeader("follows", leader=leadership.leader, leader_url=leadership.leader_url)
         self.proposed.append(command)
-        async with asyncio.timeout(timeout_s):
-            await self._go_on.wait()
+        self._start(self._commit(command, timeout_s), done)
+
+    async def _commit(self, command: Command, timeout_s: float) -> Applied:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._go_on.wait()
+        except TimeoutError:
+            raise CommitTimeout(
+                f"the write was not committed within {timeout_s:g} s; it may yet be"
+            ) from None
         _, (decoded,) = decode_entry(encode_entry(self.log_time_ms, [encode(command)]))
         applied = self.machine.apply(self.machine.applied_index + 1, self.log_time_ms, decoded)
         async with self._applied:
             self._applied.notify_all()
         return applied
 
-    async def read_barrier(self, *, timeout_s: float) -> None:
+    def read_soon(self, done: Callable[[RaftkvError | None], None], *, timeout_s: float) -> None:
+        if isinstance(self.read_error, TimeoutError):
+            self._start(self._unconfirmed(timeout_s), done)
+            return
         if self.read_error is not None:
             raise self.read_error
         if self.leadership.leader is None:
             raise NoLeader("no leader is known")
+        self._start(self._round(), done)
+
+    async def _round(self) -> None:
         for _ in range(20):  # a round to a majority takes a while, and others go on meanwhile
             await asyncio.sleep(0)
+
+    async def _unconfirmed(self, timeout_s: float) -> None:
+        raise NotReady(f"no majority within {timeout_s:g} s; consistency=stale answers from this node alone")
+
+    def _start(self, work: Coroutine[Any, Any, Any], done: Callable[[Any], None]) -> None:
+        async def run() -> None:
+            try:
+                outcome = await work
+            except RaftkvError as error:
+                outcome = error
+            done(outcome)
+
+        task = asyncio.get_running_loop().create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def wait_revision(self, revision: int, *, timeout_s: float) -> None:
         async with asyncio.timeout(timeout_s), self._applied:

@@ -12,7 +12,16 @@ from typing import Any
 
 import pytest
 
-from raftkv.errors import Draining, Fatal, NoLeader, NotLeader, Overloaded, RaftkvError
+from raftkv.errors import (
+    CommitTimeout,
+    Draining,
+    Fatal,
+    NoLeader,
+    NotLeader,
+    NotReady,
+    Overloaded,
+    RaftkvError,
+)
 from raftkv.journal.wal import Wal
 from raftkv.kv.command import Put, encode
 from raftkv.kv.machine import Machine
@@ -230,6 +239,59 @@ def test_withdrawn_command_never_happens(trio: Trio) -> None:
     ticket = leader.engine.propose(encode(Put(b"a", b"v")), outcome.append)
     trio.settle()
     assert not leader.engine.withdraw(ticket)
+
+
+def test_a_queued_command_whose_time_is_up_never_happens(trio: Trio) -> None:
+    leader = trio.elect()
+    leader.held_lanes.add("journal")
+    leader.put(b"first")
+    trio.settle()  # it is on its way to the disk, so what follows is queued
+    outcome: list[Any] = []
+    leader.engine.propose(encode(Put(b"a", b"v")), outcome.append, 0.2)
+    trio.clock.now += 0.1
+    leader.engine.tick()
+    assert outcome == []
+    trio.clock.now += 0.11
+    leader.engine.tick()
+    assert [type(error) for error in outcome] == [Overloaded]
+    leader.held_lanes.clear()
+    trio.settle()
+    assert len(outcome) == 1
+    assert leader.engine.machine.get(b"a") is None
+    assert leader.engine.machine.get(b"first") is not None
+
+
+def test_a_command_in_the_log_whose_time_is_up_is_told_once_that_it_may_happen(trio: Trio) -> None:
+    leader = trio.elect()
+    leader.held_lanes.add("journal")
+    outcome: list[Any] = []
+    leader.engine.propose(encode(Put(b"a", b"v")), outcome.append, 0.2)
+    trio.settle()
+    trio.clock.now += 0.21
+    leader.engine.tick()
+    assert [type(error) for error in outcome] == [CommitTimeout]
+    leader.held_lanes.clear()
+    trio.settle()
+    assert len(outcome) == 1
+    assert leader.engine.machine.get(b"a") is not None
+
+
+def test_a_read_that_nobody_confirms_in_time_is_refused_once(trio: Trio) -> None:
+    leader = trio.elect()
+    trio.cut.update(peer for peer in NAMES if peer != leader.name)
+    outcome: list[RaftkvError | None] = []
+    leader.engine.read_index(outcome.append, 0.2)
+    later: list[RaftkvError | None] = []
+    leader.engine.read_index(later.append, 0.9)
+    trio.settle()
+    trio.clock.now += 0.21
+    leader.engine.tick()
+    assert [type(error) for error in outcome] == [NotReady]
+    assert later == []
+    trio.cut.clear()
+    leader.engine.tick()
+    trio.settle()
+    assert len(outcome) == 1
 
 
 def test_follower_refuses_writes_and_names_the_leader(trio: Trio) -> None:
