@@ -90,6 +90,7 @@ class Archiver:
         self._term: int | None = None  # that we lead in
         self._looked_term: int | None = None  # in which we know what the store has
         self._looked_at = float("-inf")
+        self._looked_first = float("-inf")  # in this term
         self._uploaded_at = float("-inf")
         self._not_before = float("-inf")
         self.running = False
@@ -156,7 +157,7 @@ class Archiver:
     def _wants_snapshot(self, now: Situation) -> bool:
         if not self._policy.interval_s or self._looked_term != now.term or self.failures_in_row:
             return False
-        since = self._looked_at if self.published_at is None else self.published_at
+        since = self._looked_first if self.published_at is None else self.published_at
         if self._clock() - max(since, self._uploaded_at) < self._policy.interval_s:
             return False
         return now.revision > (self.published.revision if self.published is not None else 0)
@@ -209,6 +210,8 @@ class Archiver:
         self._failed(result)
 
     def _succeeded(self, term: int, outcome: _Outcome) -> None:
+        if self._looked_term != term:
+            self._looked_first = self._clock()
         self._looked_term, self._looked_at = term, self._clock()
         self.published = outcome.published
         if outcome.published is not None:
