@@ -55,6 +55,7 @@ class Config:
     snapshot_log_bytes_max: int = 64 << 20
     snapshot_interval_seconds: int = 600
     snapshot_spacing_seconds: int = 60
+    archive_interval: float = 1.0  # seconds
     snapshots_kept: int = 10
     snapshots_age_seconds_max: int = 0
     ceph_conf: Path | None = None
@@ -113,6 +114,8 @@ class Setting:
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB)?")
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)\s*(ms|s|m)?", re.ASCII)
+_DURATION_UNITS = {None: 1.0, "ms": 0.001, "s": 1.0, "m": 60.0}
 _SIZE_UNITS = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
@@ -215,6 +218,19 @@ def size_bytes(least: int, most: int) -> Callable[[str], int]:
         if not least <= size <= most:
             raise ValueError(f"not a size from {least} to {most} bytes")
         return size
+
+    return parse
+
+
+def duration(least_s: float, most_s: float) -> Callable[[str], float]:
+    """Seconds, from text with or without a unit: 1, 1s, 500ms, 2m. 0 for never."""
+
+    def parse(text: str) -> float:
+        match = _DURATION.fullmatch(text)
+        seconds = float(match[1]) * _DURATION_UNITS[match[2]] if match else -1.0
+        if seconds != 0 and not least_s <= seconds <= most_s:
+            raise ValueError(f"neither 0 nor a time from {least_s:g} s to {most_s:g} s")
+        return seconds
 
     return parse
 
@@ -360,6 +376,15 @@ SETTINGS: tuple[Setting, ...] = (
         0,
         86_400,
         "With a store: of the snapshots that compaction makes, publish one in this time at most.",
+    ),
+    Setting(
+        "archive_interval",
+        duration(0.1, 3600.0),
+        "0, or 100ms to 60m, with ms, s or m; a bare number is seconds",
+        "1s",
+        "With a store: send it the committed log this often, so that no more than the last writes are lost "
+        "with all disks, and any revision can be restored. 0: snapshots only.",
+        1.0,
     ),
     _setting_of_integer(
         "snapshots_kept", 10, 1, 10_000, "With a store: this many of the cluster's newest snapshots stay."

@@ -167,6 +167,7 @@ def node_settings(config: Config) -> NodeSettings:
             # Several election timeouts: a peer that says nothing for so long is not coming back on this link.
             peer_timeout_ms=2 * config.election_timeout_ms_max,
         ),
+        archive_interval_s=config.archive_interval,
         archive=ArchivePolicy(
             interval_s=config.snapshot_interval_seconds,
             spacing_s=config.snapshot_spacing_seconds,

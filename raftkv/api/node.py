@@ -25,7 +25,7 @@ from raftkv.api.openapi import document
 from raftkv.api.wire import Answer, decoded, encode_json, json_answer, shown
 from raftkv.errors import NotReady, RaftkvError
 from raftkv.metrics import Metrics, Sample
-from raftkv.raft.status import ArchiveStatus, NodeStatus
+from raftkv.raft.status import ArchiveStatus, LogArchiveStatus, NodeStatus
 from raftkv.service import KVService
 from raftkv.snapshot.codec import Manifest
 
@@ -290,6 +290,27 @@ class NodeHandlers:
         return Answer(200, self._page, "text/html; charset=utf-8", (("Content-Security-Policy", policy),))
 
 
+def _log_archive_samples(known: LogArchiveStatus) -> Iterable[Sample]:
+    """`log_archive_lag_seconds` is what would be lost with all disks."""
+    gauges: list[tuple[str, str, float]] = [
+        ("log_archive_failing", "1 where the last attempt failed.", known.state == "failing"),
+        ("log_archive_lagging", "1 where it is behind or failing.", known.state in ("failing", "lagging")),
+        ("log_archive_index", "The log is in the store up to there.", known.index),
+        ("log_archive_lag_entries", "Entries that are not in the store yet.", known.lag_entries),
+        ("log_archive_lag_seconds", "How long the oldest of those has waited.", known.lag_s),
+    ]
+    for name, help, value in gauges:
+        yield Sample(name, help, float(value), {})
+    counters: list[tuple[str, str, float]] = [
+        ("log_archive_ranges", "Ranges of the log sent.", known.ranges),
+        ("log_archive_bytes", "Bytes of those.", known.bytes),
+        ("log_archive_gaps", "Times that entries were compacted before they were sent.", known.gaps),
+        ("log_archive_failures", "Attempts that failed.", known.failures),
+    ]
+    for name, help, value in counters:
+        yield Sample(name, help, float(value), {}, counter=True)
+
+
 def _archive_samples(known: ArchiveStatus) -> Iterable[Sample]:
     """Of the store; what only a publisher knows is left out elsewhere."""
     numbers = [
@@ -359,6 +380,8 @@ def samples(service: KVService) -> Iterable[Sample]:
     ]
     for name, help, value in numbers:
         yield Sample(name, help, float(value), {})
+    if known.log_archive is not None:
+        yield from _log_archive_samples(known.log_archive)
     if known.archive is not None:
         yield from _archive_samples(known.archive)
     yield Sample("info", "The release.", 1.0, {"version": VERSION})

@@ -46,6 +46,7 @@ from raftkv.raft.forming import Action, Formed, Forming, Persist, Tell
 from raftkv.raft.handshake import Hello, Refusal, Standing
 from raftkv.raft.identity import draw_id, load_or_create, reconcile, settle
 from raftkv.raft.lanes import Lane
+from raftkv.raft.log_archive import LogArchive
 from raftkv.raft.messages import Message
 from raftkv.raft.proposals import Ticket
 from raftkv.raft.quorum import majority
@@ -62,6 +63,7 @@ from raftkv.raft.transport import Callbacks, Limits, Transport
 from raftkv.snapshot.archiver import ArchivePolicy, Archiver, Situation
 from raftkv.snapshot.codec import Manifest
 from raftkv.snapshot.loader import check
+from raftkv.snapshot.ranges import Ranges
 from raftkv.snapshot.remote import RemoteStore
 from raftkv.snapshot.store import Store
 
@@ -91,6 +93,7 @@ class NodeSettings:
     compaction: CompactionLimits = CompactionLimits()  # noqa: RUF009 (frozen)
     transport: Limits = Limits()  # noqa: RUF009 (frozen)
     archive: ArchivePolicy = ArchivePolicy()  # noqa: RUF009 (frozen)
+    archive_interval_s: float = 1.0  # 0: the log is not archived
 
 
 class RaftNode:
@@ -108,6 +111,8 @@ class RaftNode:
         self._remote = remote
         self._archiver: Archiver | None = None
         self._archive_lane = Lane("raftkv-archive")
+        self._log_archive: LogArchive | None = None
+        self._log_archive_lane = Lane("raftkv-log-archive")
         self._store_calls = 0
         self._ticks = 0
         self.threads_left = False  # after `stop`: some still wait for a store
@@ -201,7 +206,10 @@ class RaftNode:
     async def _leave_store(self, remote: RemoteStore) -> None:
         if self._archiver is not None:
             self._archiver.stop()
-        ended = await asyncio.to_thread(self._archive_lane.close, STOP_STORE_S)
+        if self._log_archive is not None:
+            self._log_archive.stop()
+        lanes = (self._archive_lane, self._log_archive_lane)
+        ended = all([await asyncio.to_thread(lane.close, STOP_STORE_S) for lane in lanes])
         self.threads_left = not ended or self._store_calls > 0
         if not self.threads_left:
             await asyncio.to_thread(remote.close)
@@ -326,6 +334,14 @@ class RaftNode:
                 policy=self._settings.archive,
                 run=self._run_archive,
             )
+            if self._settings.archive_interval_s:
+                self._log_archive = LogArchive(
+                    Ranges(self._remote.bucket),
+                    node=self._settings.name,
+                    cluster=formed.membership.cluster,
+                    interval_s=self._settings.archive_interval_s,
+                    run=lambda job, done: self._log_archive_lane.submit(self._work(job, done)),
+                )
         engine.draining = self._draining
         engine.on_role = self._note_leadership
         engine.on_applied = self._on_applied
@@ -349,6 +365,11 @@ class RaftNode:
             self._say_waiting()
             return
         self._engine.tick()
+        if self._log_archive is not None and not self._stopping:
+            core = self._engine.core
+            self._log_archive.pump(
+                core.term if self._engine.leading else None, self._engine.wal, core.last_applied
+            )
         self._ticks += 1
         if self._ticks % ARCHIVE_TICKS == 0:
             self._pump_archiver(self._engine)
@@ -587,6 +608,7 @@ class RaftNode:
             ready=ready,
             ready_reason=reason,
             archive=self._archive_status(),
+            log_archive=None if self._log_archive is None else self._log_archive.status(),
             started=self._was_ready,
             draining=self._draining,
             agreement=self._agreement_status(),
@@ -633,6 +655,8 @@ class RaftNode:
 
     def _on_applied(self) -> None:
         self._changed.set()
+        if self._log_archive is not None and self._engine is not None:
+            self._log_archive.applied(self._engine.core.last_applied)
         waiters = self._revision_waiters
         while waiters and (waiters[0][0] <= self.machine.revision or waiters[0][2].done()):
             future = heapq.heappop(waiters)[2]

@@ -67,6 +67,24 @@ class SnapshotStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class LogArchiveStatus:
+    """The committed log's way to the store, which is the leader's work. `index`: archived up to there.
+    `lag_s`: with all disks gone now, what was written in so many seconds would be lost. `gaps`: how often
+    entries were compacted away before the store had them, since the start."""
+
+    state: Literal["standby", "current", "lagging", "failing"]
+    index: int
+    lag_entries: int
+    lag_s: float
+    ranges: int = 0
+    bytes: int = 0
+    gaps: int = 0
+    failures: int = 0
+    failures_in_row: int = 0
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Divergence:
     """An alarm: at `index` this node's state had another hash than its leader's. Hashes in hex."""
 
@@ -127,4 +145,5 @@ class NodeStatus:
     draining: bool = False
     agreement: AgreementStatus = AgreementStatus()
     archive: ArchiveStatus | None = None  # None: no store is configured
+    log_archive: LogArchiveStatus | None = None  # None: no store, or an interval of 0
     counters: dict[str, int] = field(default_factory=dict)  # for /metrics: name to count since the start

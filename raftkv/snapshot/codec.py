@@ -112,6 +112,11 @@ def is_snapshot_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None
 
 
+def index_of(snapshot: str) -> int:
+    """The log index in a snapshot's id."""
+    return int(snapshot.partition("-")[0])
+
+
 def manifest_name(snapshot: str) -> str:
     return f"{snapshot}.manifest"
 

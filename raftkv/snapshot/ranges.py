@@ -102,7 +102,8 @@ class Range:
 class Tail:
     """The end of a cluster's newest chain: the next range begins at `index + 1`."""
 
-    chain: Chain
+    cluster: str
+    chain: int  # its first index
     index: int
     term: int
     sha256: str  # of the last range; "" where the chain has none yet
@@ -247,37 +248,37 @@ class Ranges:
             return {} if chain_key(cluster, first) in index.entries else {chain_key(cluster, first): chain}
 
         self._change(decide)
-        return Tail(chain, first - 1, base_term, "", 0)
+        return Tail(cluster, first, first - 1, base_term, "", 0)
 
     def append(self, tail: Tail, data: bytes) -> Tail:
         """Adds an encoded range to the chain's end; the new end. Where another one of that first index is
         there already, that one counts. Raises StoreUnavailable: then it may be there or not, and the same
         may be tried again; SnapshotDamaged where what is there does not belong to the chain."""
-        cluster, first = tail.chain.cluster, tail.index + 1
+        cluster, first = tail.cluster, tail.index + 1
         try:
             self._bucket.create(object_name(cluster, first), data)
             added = decode_range(data)
         except FileExistsError:
             added = self.read(cluster, first)
         self._check_follows(tail.index, tail.term, tail.sha256, added)
-        chain, since = tail.chain, tail.since_mark + 1
+        since = tail.since_mark + 1
         if since >= MARK_EVERY:
-            chain, since = self._mark(chain, first), 0
-        return Tail(chain, added.head.last, added.last_term, added.sha256, since)
+            self._mark(cluster, tail.chain, first)
+            since = 0
+        return Tail(cluster, tail.chain, added.head.last, added.last_term, added.sha256, since)
 
-    def _mark(self, chain: Chain, first: int) -> Chain:
-        key = chain_key(chain.cluster, chain.first)
+    def _mark(self, cluster: str, chain: int, first: int) -> None:
+        key = chain_key(cluster, chain)
 
         def decide(index: Index) -> dict[str, Chain | None]:
             if key not in index.entries:  # pruned behind our back
-                return {key: Chain(chain.cluster, chain.first, (first,))}
+                return {key: Chain(cluster, chain, (first,))}
             known = _decode_chain(key, index.entries[key])
             if first <= known.marks[-1]:
                 return {}
-            return {key: Chain(chain.cluster, chain.first, (*known.marks, first))}
+            return {key: Chain(cluster, chain, (*known.marks, first))}
 
-        marked = self._change(decide).get(key)
-        return chain if marked is None else marked
+        self._change(decide)
 
     def prune(self, cluster: str, index: int) -> int:
         """Removes ranges that hold nothing beyond `index`, the oldest kept snapshot's, as far as marks
@@ -338,7 +339,7 @@ class Ranges:
             if len(chain.marks) > 1:
                 raise self._lost(cluster, chain.marks[-1])
             return None  # begun, and nothing written: to be begun again
-        return Tail(chain, last.head.last, last.last_term, last.sha256, count)
+        return Tail(cluster, chain.first, last.head.last, last.last_term, last.sha256, count)
 
     def read(self, cluster: str, first: int) -> Range:
         """Raises SnapshotMissing, SnapshotDamaged."""

@@ -46,6 +46,7 @@ from raftkv.snapshot import codec
 from raftkv.snapshot.bucket import Bucket, DirectoryBucket, Index
 from raftkv.snapshot.codec import Manifest
 from raftkv.snapshot.rados import Location, RadosBucket
+from raftkv.snapshot.ranges import Ranges
 from raftkv.snapshot.store import Reader, damaged
 
 OBJECT_BYTES_MAX: Final = 8 << 20  # a larger chunk is stored in parts; RADOS refuses objects above 128 MB
@@ -376,8 +377,15 @@ class RemoteStore:
         self._sweep(gone)
         ids = {key[2:] for key in change.values if key.startswith("s/")}
         listed = {key[2:] for key in before.entries if key.startswith("s/")}
+        self._prune_log(cluster)
         unfinished = [each.name for each in gone if not each.finished and not each.swept]
         return Pruned(tuple(sorted(ids & listed)), tuple(unfinished))
+
+    def _prune_log(self, cluster: str | None) -> None:
+        """The archived log that is wholly behind the oldest snapshot of its cluster."""
+        oldest = {each.cluster: each for each in reversed(attempts(self._bucket.index(), "s", cluster))}
+        for each in oldest.values():
+            Ranges(self._bucket).prune(each.cluster, codec.index_of(each.snapshot))
 
     def _sweep(self, gone: list[Attempt]) -> None:
         for each in gone:

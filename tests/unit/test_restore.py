@@ -206,7 +206,7 @@ def test_a_range_of_another_history_is_refused(source: Source) -> None:
     tail = source.archive(2, 11)
     objects = source.directory / "bucket" / "objects"
     wrong = source.range(12, 20, tail)
-    tail_of_another = Tail(tail.chain, 11, TERM, "0" * 64, 0)
+    tail_of_another = Tail(CLUSTER, tail.chain, 11, TERM, "0" * 64, 0)
     (objects / object_name(CLUSTER, 12)).write_bytes(source.range(12, 20, tail_of_another))
     with pytest.raises(SnapshotDamaged, match="does not follow"):
         recover(source.remote, Target())
