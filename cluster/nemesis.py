@@ -125,7 +125,7 @@ def links_of(fault: Fault, names: Sequence[str], hit: str) -> frozenset[Link]:
 
 
 def majority_stands(names: Sequence[str], working: Collection[str], cut: Collection[Link]) -> bool:
-    """Is there a majority of working nodes with every link among them whole?"""
+    """Is there a majority of working nodes with every link among them whole, none of them in `cut`?"""
     cut = set(cut)
     size = len(names) // 2 + 1
     return any(
@@ -338,7 +338,7 @@ class Campaign:
 
     def _note_standing(self) -> None:
         working = [name for name, state in self._state.items() if state == "running"]
-        stands = majority_stands(self._cluster.names, working, self._cut())
+        stands = majority_stands(self._cluster.names, working, self._cut() | self._lossy())
         self._standing.append((time.monotonic(), stands))
 
     def _tell(self, text: str) -> None:
@@ -537,8 +537,8 @@ def campaign(
     data_dir: Path, *, nodes: int, seed: int, say: Callable[[str], None] = print
 ) -> Iterator[Campaign]:
     """A started cluster in namespaces of its own (on loopback, without partitions, where there can't be any).
-    The calling thread is among them meanwhile. A run that broke a promise,
-    or that ended early, is saved in `data_dir`."""
+    The calling thread is among them meanwhile. A run that broke a promise, or ended early, is saved in
+    `data_dir`."""
     names = [f"n{number}" for number in range(1, nodes + 1)]
     why_not = network.unavailable()
     with ExitStack() as stack:
