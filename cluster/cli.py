@@ -16,8 +16,10 @@ _COMMANDS = {
     "serve": "cluster.serve_cli:serve",
     "status": "cluster.status_cli:status",
     "kv": "cluster.kv_cli:kv",
+    "restore": "cluster.restore_cli:restore",
     "snapshot": "cluster.snapshot_cli:snapshot",
     "journal": "cluster.journal_cli:journal",
+    "doctor": "cluster.doctor_cli:doctor",
 }
 
 

@@ -61,6 +61,7 @@ class _View:
 Examples:
   raftkv up
   raftkv up --data-dir /tmp/trial --nodes 5 --base-port 9400
+  raftkv up --snapshots rados://raftkv/prod --restore-from rados://raftkv/prod
   curl -L -X PUT --data-binary world http://127.0.0.1:8410/v1/kv/hello"""
 )
 @click.option(
@@ -83,12 +84,19 @@ Examples:
     metavar="URL",
     help="Store that snapshots are published to, beside each node's own. [default: none]",
 )
+@click.option(
+    "--restore-from",
+    metavar="URL",
+    help="First restore the newest state of this store into the nodes' directories, which must be empty; "
+    "`raftkv restore` can do more.",
+)
 @click.argument("serve_arguments", nargs=-1, type=click.UNPROCESSED)
 def up(
     data_dir: Path,
     nodes: int | None,
     base_port: int | None,
     snapshots: str | None,
+    restore_from: str | None,
     serve_arguments: tuple[str, ...],
 ) -> None:
     """Run a cluster on this machine: three nodes by default, in the foreground.
@@ -102,11 +110,22 @@ def up(
             allowed = SETTING_BY_NAME["snapshots"].allowed
             raise click.UsageError(f"--snapshots {snapshots}: {error}; allowed: {allowed}") from None
         serve_arguments = ("--snapshots", snapshots, *serve_arguments)
-    with _claimed(data_dir):
-        nodes, base_port = _shape_of(data_dir, nodes, base_port)
+    with claimed(data_dir):
+        nodes, base_port = shape_of(data_dir, nodes, base_port)
         _check_ports(base_port, nodes)
         with LocalCluster(data_dir, nodes=nodes, base_port=base_port, extra_args=serve_arguments) as cluster:
+            if restore_from is not None:
+                _restore(cluster, restore_from)
             sys.exit(_Supervisor(cluster).run())
+
+
+def _restore(cluster: LocalCluster, url: str) -> None:
+    from cluster import restoring
+    from raftkv.raft.restore import Target
+
+    directories = {name: cluster.node_dir(name) for name in cluster.names}
+    with restoring.refusals():
+        restoring.restore_from(url, Target(), directories, restoring.local_members(cluster), say=say)
 
 
 class _Supervisor:
@@ -251,7 +270,7 @@ class _Supervisor:
 
 
 @contextlib.contextmanager
-def _claimed(data_dir: Path) -> Iterator[None]:
+def claimed(data_dir: Path) -> Iterator[None]:
     """Holds DATA_DIR/up.lock, which has the holder's pid in it."""
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
@@ -273,7 +292,7 @@ def _claimed(data_dir: Path) -> Iterator[None]:
         yield
 
 
-def _shape_of(data_dir: Path, nodes: int | None, base_port: int | None) -> tuple[int, int]:
+def shape_of(data_dir: Path, nodes: int | None, base_port: int | None) -> tuple[int, int]:
     """(nodes, base port): as asked for on first use, and as recorded ever after."""
     record = data_dir / "up.json"
     try:

@@ -138,7 +138,8 @@ def _choose_cluster(clusters: Iterable[str], target: Target) -> str:
         )
     if len(matching) > 1:
         raise BadRequest(
-            f"the store holds {len(matching)} clusters: {', '.join(matching)}. Say which one to restore"
+            f"the store holds {len(matching)} clusters: {', '.join(matching)}. Say which one to restore "
+            "(--cluster); `raftkv snapshot list --from` shows how new their snapshots are"
         )
     return matching[0]
 
