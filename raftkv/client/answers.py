@@ -117,7 +117,7 @@ class ClientError(Exception):
 
 
 class NotFound(ClientError):
-    """No such key."""
+    """No such key, or no such snapshot."""
 
 
 class PreconditionFailed(ClientError):
@@ -203,7 +203,7 @@ def error_of(problem: Problem, headers: Mapping[str, str]) -> ClientError:
     """The exception for a problem that is not tried again."""
     if problem.outcome == "unknown":
         return OutcomeUnknown(problem)
-    if problem.code == "key_not_found":
+    if problem.code in ("key_not_found", "snapshot_missing"):
         return NotFound(problem)
     if problem.code == "precondition_failed":
         return PreconditionFailed(problem, problem.fields.get("current", revision_of(headers)))

@@ -378,6 +378,10 @@ class Client:
         """Asks for a snapshot and waits until it is durable, and published where there is a store."""
         return await self._operation("/v1/snapshots", endpoint, timeout_s)
 
+    async def start_snapshot(self, endpoint: str | None = None, *, timeout_s: float | None = None) -> Json:
+        """Asks for a snapshot; the operation as it began."""
+        return (await self._ask("POST", "/v1/snapshots", endpoint, self._deadline(timeout_s))).json()
+
     async def verify_snapshot(
         self, name: str, endpoint: str | None = None, *, timeout_s: float | None = None
     ) -> Json:

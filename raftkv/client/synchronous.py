@@ -281,6 +281,9 @@ class SyncClient:
     def snapshot(self, name: str, endpoint: str | None = None, *, timeout_s: float | None = None) -> Json:
         return self.run(self._client.snapshot(name, endpoint, timeout_s=timeout_s))
 
+    def start_snapshot(self, endpoint: str | None = None, *, timeout_s: float | None = None) -> Json:
+        return self.run(self._client.start_snapshot(endpoint, timeout_s=timeout_s))
+
     def verify_snapshot(
         self, name: str, endpoint: str | None = None, *, timeout_s: float | None = None
     ) -> Json:

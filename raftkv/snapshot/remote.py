@@ -280,6 +280,11 @@ class RemoteStore:
         self._bucket.close()
 
     def location(self, name: str) -> str:
+        """Of an object, or of the one that holds what a manifest calls by this name."""
+        attempt = self._known.get(codec.snapshot_of_file(name) or "")
+        if attempt is not None:
+            number = codec.number_of_chunk(name)
+            name = attempt.manifest_object if number is None else attempt.chunk_objects(number)[0]
         return f"{name} in {self._bucket.url}"
 
     # --- publishing --------------------------------------------------------------------------------
@@ -315,6 +320,14 @@ class RemoteStore:
             self._clean_up(attempt)
             raise
         return manifest
+
+    def copy(self, source: Reader, snapshot: str) -> Manifest:
+        """`publish` by hand, as no leader: in the term of whoever last published here, if that is later than
+        the snapshot's own. An attempt of that leader would be given up, and tried again by it."""
+        manifest = source.manifest(snapshot)
+        head = head_of(self._bucket.index(), manifest.cluster)
+        term = max(manifest.term, head.term if head is not None else 0)
+        return self.publish(source, snapshot, term=term, publisher="copy")
 
     def _attempt(self, manifest: Manifest, term: int, publisher: str) -> Attempt:
         parts = {str(number): _parts(chunk.bytes) for number, chunk in enumerate(manifest.chunks)}
@@ -500,8 +513,13 @@ def open_remote(url: str, environment: Mapping[str, str]) -> RemoteStore:
     """`file:///PATH`, or `rados://…` as `rados.Location` reads it. Touches nothing yet.
 
     Raises ConfigError."""
+    return RemoteStore(open_bucket(url, environment))
+
+
+def open_bucket(url: str, environment: Mapping[str, str]) -> Bucket:
+    """As `open_remote`."""
     if url.startswith("file:///"):
-        return RemoteStore(DirectoryBucket(Path(unquote(urlsplit(url).path))))
+        return DirectoryBucket(Path(unquote(urlsplit(url).path)))
     if url.startswith("rados://"):
-        return RemoteStore(RadosBucket(Location.parse(url, environment)))
+        return RadosBucket(Location.parse(url, environment))
     raise ConfigError(f"snapshot store {url!r}: allowed are file:///ABSOLUTE/PATH and rados://POOL/NAMESPACE")
