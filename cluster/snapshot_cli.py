@@ -22,6 +22,7 @@ from cluster.connection import (
     connection_options,
     output_option,
 )
+from cluster.drill import drill
 from cluster.output import print_json, print_table
 from raftkv.errors import ConfigError, RaftkvError, SnapshotMissing, StoreUnavailable
 from raftkv.snapshot.codec import Manifest
@@ -53,6 +54,9 @@ Where a command takes an ID, `latest` names the newest. Exit codes: 0 done, 2 wr
 )
 def snapshot() -> None:
     """Take, list, check, copy and delete snapshots."""
+
+
+snapshot.add_command(drill)
 
 
 @snapshot.command(

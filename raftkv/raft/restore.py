@@ -34,6 +34,7 @@ from raftkv.kv.command import decode_entry
 from raftkv.kv.machine import Machine
 from raftkv.model import Member, Membership
 from raftkv.raft import opening
+from raftkv.raft.compaction import PAGE_RECORDS
 from raftkv.raft.core import NO_OP
 from raftkv.raft.identity import UNFINISHED, adopt, draw_id, sync_directory
 from raftkv.raft.proposals import REGULAR
@@ -45,7 +46,6 @@ from raftkv.snapshot.remote import RemoteStore
 from raftkv.snapshot.store import SnapshotWriter
 
 LATEST = "latest"
-PAGE_RECORDS = 1_000
 FOUNDED_INDEX = 1  # where a log begins: the membership entry
 
 
