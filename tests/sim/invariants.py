@@ -284,10 +284,11 @@ class Invariants:
 
     def _observe_match(self, view: View, seen: _Seen, peer: str, index: int) -> None:
         seen.matches[peer] = index
+        durable = self.durable[peer]
+        if durable.term > view.term:
+            return  # it follows somebody else by now; what it acknowledged before was so when it was said
         first, last = seen.log[0][1], seen.log[-1][1]
-        if index > last or (
-            index >= first and not self.durable[peer].holds(index, seen.log[index - first][2])
-        ):
+        if index > last or (index >= first and not durable.holds(index, seen.log[index - first][2])):
             raise Violation(
                 "match",
                 f"{view.name} leads in term {view.term} and believes that {peer} agrees up to {index}",
@@ -360,6 +361,11 @@ class Invariants:
     def spoke_of_log(self, name: str, leader: str, term: int, index: int) -> None:
         """`name` told the leader of `term` that its disk holds the leader's log up to `index`."""
         durable = self.durable[name]
+        if durable.term > term:
+            # One sync wrote the entry and, after it, what a newer leader put in its place. Then this is as
+            # an acknowledgement that left before that and was long on its way: every vote since saw the
+            # entry, since votes go by the log in memory, and waited for the same disk.
+            return
         if index > durable.entries[-1][1]:
             raise Violation("gate", f"{name} acknowledges {index}; its disk ends at {durable.entries[-1][1]}")
         seen = self._seen.get(leader)

@@ -136,6 +136,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "acknowledgements of an older term count [6]",
         (core.Core, "_on_append_reply", "or message.term != self.term", ""),
         (core.Core, "_on_append_reply", "if message.match_index > self.last_index:", "if False:"),
+        nodes=5,  # of three, who acknowledged and whom it was told are a majority: nobody else can be elected
     ),
     _mutant(
         "stale-leader-obeyed",

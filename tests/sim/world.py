@@ -37,6 +37,7 @@ TRAPS = {
     "response_vote": "vote",
     "SnapshotOffer": "offer",
     "SnapshotFetch": "fetch",
+    "SnapshotPart": "part",
     "SnapshotInstalled": "install",
     "TimeoutNow": "hand over",
     "timeout_now": "hand over",
@@ -410,7 +411,7 @@ class World:
     def _fault_slow_link(self, rng: random.Random, lasts_s: float) -> None:
         links = [link for link in self.network.links.values() if rng.random() < 0.4]
         for link in links:
-            link.delay_factor = rng.choice((10.0, 100.0))
+            link.delay_factor = rng.choice((10.0, 100.0, 1000.0))
         self.scheduler.after(lasts_s, None, self._restore_links, links)
 
     def _restore_links(self, links: list[Any]) -> None:
@@ -444,17 +445,16 @@ class World:
 
     def _set_trap(self, rng: random.Random, lasts_s: float, kind: str) -> None:
         """Something happens to whoever sends or gets the next message of a kind, just then."""
-        down_s, both = rng.uniform(0.0, rng.choice((0.1, lasts_s))), rng.random() < 0.5
+        down_s = rng.uniform(0.0, rng.choice((0.1, lasts_s)))
+        whom = rng.choice(((0,), (1,), (0, 1)))
 
-        def kill(source: str, target: str) -> None:
-            self.stop(source, power_cut=False, down_s=down_s, why="kill")
-            if both:
-                self.stop(target, power_cut=False, down_s=down_s, why="kill")
+        def kill(*ends: str) -> None:
+            for end in whom:
+                self.stop(ends[end], power_cut=False, down_s=down_s, why="kill")
 
-        def power_cut(source: str, target: str) -> None:
-            self.stop(source, power_cut=True, down_s=down_s, why="power cut")
-            if both:
-                self.stop(target, power_cut=True, down_s=down_s, why="power cut")
+        def power_cut(*ends: str) -> None:
+            for end in whom:
+                self.stop(ends[end], power_cut=True, down_s=down_s, why="power cut")
 
         def reset(source: str, target: str) -> None:
             self.network.reset(source, target)
