@@ -30,7 +30,7 @@ from raftkv.snapshot.ranges import Entry, Ranges, Tail, encode_range
 log = logging.getLogger("raftkv.snapshot")
 
 RANGE_BYTES_MAX: Final = 4 << 20  # of payloads; one larger entry still goes, alone
-RANGE_ENTRIES_MAX: Final = 10_000
+RANGE_ENTRIES_MAX: Final = 4_000  # so that to put them together holds no thread for more than 2 ms
 RETRY_S: Final = (0.5, 10.0)  # the first, and the longest
 TIME_STEP_MS: Final = 50
 TIMES_MAX: Final = 10_000  # more than eight minutes of constant writing
@@ -185,7 +185,8 @@ class LogArchive:
             times=times,
             entries=entries,
         )
-        return _Sent(self._ranges.append(tail, data), len(data), cut_at)
+        last = tail.index + len(entries)
+        return _Sent(self._ranges.append(tail, data, last, entries[-1][0]), len(data), cut_at)
 
     def _sent(self, sent: _Sent) -> None:
         self.ranges += 1

@@ -250,22 +250,25 @@ class Ranges:
         self._change(decide)
         return Tail(cluster, first, first - 1, base_term, "", 0)
 
-    def append(self, tail: Tail, data: bytes) -> Tail:
-        """Adds an encoded range to the chain's end; the new end. Where another one of that first index is
-        there already, that one counts. Raises StoreUnavailable: then it may be there or not, and the same
-        may be tried again; SnapshotDamaged where what is there does not belong to the chain."""
+    def append(self, tail: Tail, data: bytes, last: int, last_term: int) -> Tail:
+        """Adds an encoded range, which ends with the entry (last, last_term), to the chain's end; the new
+        end. Where another one of that first index is there already, that one counts.
+
+        Raises StoreUnavailable: then it may be there or not, and the same may be tried again;
+        SnapshotDamaged where what is there does not belong to the chain."""
         cluster, first = tail.cluster, tail.index + 1
         try:
             self._bucket.create(object_name(cluster, first), data)
-            added = decode_range(data)
+            sha256 = data[-_DIGEST_BYTES:].hex()
         except FileExistsError:
-            added = self.read(cluster, first)
-        self._check_follows(tail.index, tail.term, tail.sha256, added)
+            there = self.read(cluster, first)
+            self._check_follows(tail.index, tail.term, tail.sha256, there)
+            last, last_term, sha256 = there.head.last, there.last_term, there.sha256
         since = tail.since_mark + 1
         if since >= MARK_EVERY:
             self._mark(cluster, tail.chain, first)
             since = 0
-        return Tail(cluster, tail.chain, added.head.last, added.last_term, added.sha256, since)
+        return Tail(cluster, tail.chain, last, last_term, sha256, since)
 
     def _mark(self, cluster: str, chain: int, first: int) -> None:
         key = chain_key(cluster, chain)

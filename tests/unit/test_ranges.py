@@ -33,10 +33,14 @@ def data_of(tail: Tail, last: int) -> bytes:
     )
 
 
+def append(store: Ranges, tail: Tail, last: int) -> Tail:
+    return store.append(tail, data_of(tail, last), last, an_entry(last)[0])
+
+
 def fill(store: Ranges, count: int, tail: Tail | None = None, width: int = 2) -> Tail:
     tail = tail or store.begin(CLUSTER, 2, 0)
     for _ in range(count):
-        tail = store.append(tail, data_of(tail, tail.index + width))
+        tail = append(store, tail, tail.index + width)
     return tail
 
 
@@ -106,8 +110,8 @@ def test_the_end_is_found_again_and_every_place_before_it(store: Ranges, count: 
 
 def test_two_leaders_at_once_make_one_chain(store: Ranges) -> None:
     tail = fill(store, 3)
-    one = store.append(tail, data_of(tail, tail.index + 5))
-    other = store.append(tail, data_of(tail, tail.index + 9))
+    one = append(store, tail, tail.index + 5)
+    other = append(store, tail, tail.index + 9)
     assert other == one
     end = fill(store, 2, other)
     assert walked(store, 1) == [an_entry(at) for at in range(2, end.index + 1)]
@@ -115,13 +119,16 @@ def test_two_leaders_at_once_make_one_chain(store: Ranges) -> None:
 
 def test_a_write_that_timed_out_and_was_done_is_done_once(store: Ranges) -> None:
     tail = fill(store, 1)
-    assert store.append(tail, data_of(tail, 9)) == store.append(tail, data_of(tail, 9))
+    assert append(store, tail, 9) == append(store, tail, 9)
 
 
 def test_what_does_not_follow_is_refused(store: Ranges) -> None:
     tail = fill(store, 2)
+    append(store, Tail(CLUSTER, tail.chain, tail.index, tail.term, "0" * 64, 0), 9)
     with pytest.raises(SnapshotDamaged, match="does not follow"):
-        store.append(tail, data_of(Tail(CLUSTER, tail.chain, tail.index, tail.term, "0" * 64, 0), 9))
+        append(store, tail, 9)
+    with pytest.raises(SnapshotDamaged, match="does not follow"):
+        walked(store, 1)
 
 
 def test_a_lost_range_before_the_last_mark_is_a_loss_and_not_the_end(store: Ranges, tmp_path: Path) -> None:

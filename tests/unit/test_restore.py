@@ -61,7 +61,7 @@ class Source:
 
     def archive(self, first: int, last: int, tail: Tail | None = None) -> Tail:
         tail = tail or self.ranges.begin(CLUSTER, first, TERM if first > 2 else 0)
-        return self.ranges.append(tail, self.range(first, last, tail))
+        return self.ranges.append(tail, self.range(first, last, tail), last, TERM)
 
     def range(self, first: int, last: int, tail: Tail) -> bytes:
         return encode_range(
