@@ -28,6 +28,8 @@ KINDS: dict[str, int] = {
     "snapshot": 3,
     "contest": 3,
     "trap": 5,
+    "crash_at_job": 5,
+    "depose": 2,
 }
 
 

@@ -49,6 +49,7 @@ class Link:
     target: str
     blocked: bool = False
     delay_factor: float = 1.0
+    delay_s: float = 0.0
     connection: Connection | None = None
     orphan: Connection | None = None  # of a dead sender: what its kernel had taken may still arrive
 
@@ -101,7 +102,7 @@ class Network:
         if connection is None or not connection.open:
             return
         link = self.links[source, target]
-        delay_s = self._rng.uniform(*self.delay_ms) * link.delay_factor / 1000
+        delay_s = self._rng.uniform(*self.delay_ms) * link.delay_factor / 1000 + link.delay_s
         if self.hiccup_probability and self._rng.random() < self.hiccup_probability:
             delay_s += self._rng.uniform(0.0, 0.3)
         arrival = max(connection.last_arrival, self._scheduler.now + delay_s)
@@ -143,6 +144,7 @@ class Network:
     def heal(self) -> None:
         for source, target in self.links:
             self.links[source, target].delay_factor = 1.0
+            self.links[source, target].delay_s = 0.0
             if self.links[source, target].blocked:
                 self.unblock(source, target)
 

@@ -162,6 +162,7 @@ class NodeProcess:
         self._world = world
         self._host = host
         self._lanes: dict[str, deque[tuple[Callable[[], Any], Callable[[Any], None]]]] = {}
+        self._crash: tuple[str, int, str, Callable[[], None]] | None = None
         self._rng = random.Random(host.rng.getrandbits(64))
         store = DirectoryStore(host.snapshot_disk, clock=lambda: world.scheduler.now)
         opened = open_state(host.journal_disk, store, host.open_wal)
@@ -249,7 +250,22 @@ class NodeProcess:
         delay_s = min(self._rng.uniform(*JOB_MS[lane]) * factor / 1000, JOB_S_MAX)
         self._world.scheduler.after(delay_s, self.owner, self._end_job, lane)
 
+    def crash_at_job(self, lane: str, skip: int, phase: str, stop: Callable[[], None]) -> None:
+        """Calls `stop` in the next job but `skip` of the lane: during it, after it and before its result is
+        known here, or soon after that."""
+        self._crash = (lane, skip, phase, stop)
+
+    def _ends(self, lane: str, phase: str) -> bool:
+        if self._crash is not None and (self._crash[0], self._crash[2]) == (lane, phase):
+            _, skip, _, stop = self._crash
+            self._crash = (lane, skip - 1, phase, stop) if skip else None
+            if skip == 0:
+                stop()
+        return not self.owner.alive
+
     def _end_job(self, lane: str) -> None:
+        if self._ends(lane, "during"):
+            return
         queue = self._lanes[lane]
         job, done = queue[0]
         result: Any
@@ -258,6 +274,8 @@ class NodeProcess:
         except Exception as error:  # noqa: BLE001 that is how a job's failure comes back
             result = error
         queue.popleft()
+        if self._ends(lane, "after") or self._ends(lane, "soon"):
+            return
         if queue:
             self._begin_job(lane)
         self._world.scheduler.after(self._rng.uniform(0.0, 0.0005), self.owner, done, result)

@@ -268,6 +268,9 @@ class StockProcess:
         self.core._SyncObj__raftElectionDeadline = 0
         self._do_tick()
 
+    def crash_at_job(self, lane: str, skip: int, phase: str, stop: Callable[[], None]) -> None:
+        """Stock has no jobs."""
+
     def take_snapshot(self) -> None:
         self.core.forceLogCompaction()
 

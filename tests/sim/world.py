@@ -68,6 +68,7 @@ class Process(Protocol):
     def transfer_leadership(self, to: str | None) -> None: ...
     def take_snapshot(self) -> None: ...
     def campaign(self) -> None: ...
+    def crash_at_job(self, lane: str, skip: int, phase: str, stop: Callable[[], None]) -> None: ...
 
 
 class Host(Protocol):
@@ -416,7 +417,7 @@ class World:
 
     def _restore_links(self, links: list[Any]) -> None:
         for link in links:
-            link.delay_factor = 1.0
+            link.delay_factor, link.delay_s = 1.0, 0.0
 
     def _fault_sync_fails(self, rng: random.Random, lasts_s: float) -> None:
         name = self._victim(rng)
@@ -439,6 +440,49 @@ class World:
                 self.scheduler.after(rng.uniform(0.0, 0.005), process.owner, process.campaign)
         if rng.random() < 0.5:
             self._set_trap(rng, lasts_s, rng.choice(("ask", "vote", "vote")))
+
+    def _fault_crash_at_job(self, rng: random.Random, lasts_s: float) -> None:
+        """A process ends in or around something that it does on a disk."""
+        process = self.processes[self._victim(rng)]
+        if process is None:
+            return
+        name, power_cut = process.name, rng.random() < 0.5
+        lane = rng.choice(("journal", "snapshot", "snapshot"))
+        phase = rng.choice(("during", "after", "soon"))
+        delay_s = rng.uniform(0.0, 0.003) if phase == "soon" else 0.0
+        down_s = rng.uniform(0.0, lasts_s)
+
+        def crash() -> None:
+            if not self.settling:
+                self.stop(name, power_cut=power_cut, down_s=down_s, why="crash at a job")
+
+        def stop() -> None:
+            if delay_s:
+                self.scheduler.after(delay_s, process.owner, crash)
+            else:
+                crash()
+
+        process.crash_at_job(lane, rng.randint(0, 6), phase, stop)
+
+    def _fault_depose(self, rng: random.Random, lasts_s: float) -> None:
+        """A leader and a follower are cut off from the rest, which elects another; then they come back and
+        the old leader stands again, while what the follower told it before is still on its way."""
+        leader = self._leader()
+        if leader is None or len(self.names) < 3:
+            return
+        follower = rng.choice([name for name in self.names if name != leader])
+        link = self.network.links[follower, leader]
+        link.delay_s = rng.uniform(1.0, 4.0)
+        self.scheduler.after(rng.uniform(0.1, 1.5), None, self._restore_links, [link])
+        apart_s = rng.uniform(1.0, 2.5)
+        self._apart([leader, follower], apart_s)
+        for _ in range(3):
+            self.scheduler.after(apart_s + rng.uniform(0.05, 1.5), None, self._stand, leader)
+
+    def _stand(self, name: str) -> None:
+        process = self.processes[name]
+        if process is not None and not self.settling:
+            self.scheduler.after(0.0, process.owner, process.campaign)
 
     def _fault_trap(self, rng: random.Random, lasts_s: float) -> None:
         self._set_trap(rng, lasts_s, rng.choice(("append", *sorted(set(TRAPS.values())))))
