@@ -13,9 +13,10 @@ its index, and who loads it goes on from there.
 Why a chain over the entries and not a sum over the records, which could be computed from the state alone:
 a sum needs two hashes a write (the old record's out, the new one's in), 2.6 µs; the chain hashes an entry's
 changes in one call: 0.4 µs a write of 128 bytes where an entry has 16 or more, 0.8 µs with an idempotency
-key, 2 µs for an entry of one write, which costs a node some 50 µs anyway. Both miss the same thing, a record that changes in memory
-without being written, until it is read again by a command; the sha256 of a snapshot's pages finds that.
-Hashing the log's entries alone would be cheaper still, and say nothing of what `apply` made of them.
+key, 2 µs for an entry of one write, which costs a node some 50 µs anyway. Both miss the same thing, a record
+that changes in memory without being written, until it is read again by a command; the sha256 of a snapshot's
+pages finds that. Hashing the log's entries alone would be cheaper still, and say nothing of what `apply`
+made of them.
 """
 
 from __future__ import annotations

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +17,8 @@ import pytest
 
 from cluster import backup_restore, packages
 from cluster.local import LocalCluster, find_base_port, get
-from raftkv.client import SyncClient
+from raftkv.client import ClientError, SyncClient
+from raftkv.raft.restore import Target, recover
 from raftkv.snapshot.bucket import DirectoryBucket
 from raftkv.snapshot.directory import DirectoryStore
 from raftkv.snapshot.remote import RemoteStore
@@ -147,3 +151,50 @@ def test_a_member_of_the_old_cluster_is_refused_by_the_new_one(tmp_path: Path) -
         assert any("cluster" in line for line in new.last_log_lines("n3"))
         with SyncClient((new.api_url("n1"),)) as client:
             assert client.get("a").value == b"1"
+
+
+def test_with_every_disk_gone_only_the_last_second_is(tmp_path: Path) -> None:
+    """Writers go on while two leaders are killed, then everything is at once. What comes back is what was
+    acknowledged, in order, up to about a second before the end; never a write without one before it."""
+    url = (tmp_path / "store").as_uri()
+    with LocalCluster(tmp_path / "old", base_port=find_base_port(), extra_args=("--snapshots", url)) as old:
+        old.start_all()
+        old.wait_ready()
+        acknowledged: list[tuple[int, float]] = []
+        ended = threading.Event()
+
+        def write() -> None:
+            with SyncClient(old.api_urls(), timeout_s=8) as client:
+                for number in itertools.count():
+                    if ended.is_set():
+                        return
+                    with contextlib.suppress(ClientError):  # all nodes are gone, in the end
+                        client.put(f"{number:08d}", b"x")
+                        acknowledged.append((number, time.monotonic()))
+
+        def more_writes(count: int) -> None:
+            wanted = len(acknowledged) + count
+            wait(lambda: len(acknowledged) > wanted, f"{count} more writes")
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            for _ in range(2):
+                more_writes(200)
+                leader = old.wait_leader()
+                old.kill(leader)
+                old.wait_leader()
+                old.start(leader)
+                old.wait_ready()
+            more_writes(300)
+        finally:
+            ended.set()
+            killed_at = time.monotonic()
+            old.kill_all()
+            writer.join()
+    shutil.rmtree(tmp_path / "old")
+    recovered = recover(RemoteStore(DirectoryBucket(tmp_path / "store")), Target())
+    there = [int(item.key) for item in recovered.machine.scan(b"", None, 1_000_000)]
+    assert there == list(range(len(there)))
+    lost = [at for number, at in acknowledged if number >= len(there)]
+    assert killed_at - min(lost, default=killed_at) < 1.0 + 1.5  # the interval, and a busy machine
