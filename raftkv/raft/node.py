@@ -715,7 +715,7 @@ class RaftNode:
         return ArchiveStatus(
             store=archiver.url,
             state=state,
-            id=None if published is None else published.id,
+            id=None if published is None else published.snapshot,
             index=0 if published is None else published.index,
             age_s=archiver.age_s if archiver.leads else None,
             uploads=archiver.uploads,

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from raftkv.errors import RaftkvError, SnapshotMissing, StoreFenced, StoreUnavailable
 from raftkv.snapshot.codec import Manifest
-from raftkv.snapshot.remote import Pruned, RemoteStore, Retention
+from raftkv.snapshot.remote import Attempt, Pruned, RemoteStore, Retention
 from raftkv.snapshot.store import Store
 
 log = logging.getLogger("raftkv.snapshot")
@@ -56,8 +56,8 @@ class Situation:
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    published: Manifest | None  # the newest in the store
-    published_ms: int
+    published: Attempt | None  # the newest in the store
+    answer: Manifest | None  # for those who asked
     uploaded: Manifest | None
     seconds: float
     pruned: Pruned | None
@@ -94,7 +94,7 @@ class Archiver:
         self._uploaded_at = float("-inf")
         self._not_before = float("-inf")
         self.running = False
-        self.published: Manifest | None = None
+        self.published: Attempt | None = None
         self.published_at: float | None = None  # on `clock`
         self.uploads = 0
         self.uploaded_bytes = 0
@@ -144,7 +144,7 @@ class Archiver:
     # --- what is due: decisions ------------------------------------------------------------------------
 
     def _is_due(self, now: Situation) -> bool:
-        if self._waiting or self._looked_term != now.term:
+        if self._waiting or self._looked_term != now.term or self.failures_in_row:
             return True
         if self._clock() - self._looked_at >= HOUSEKEEPING_S:
             return True
@@ -168,32 +168,35 @@ class Archiver:
         asked = [manifest for manifest, _ in self._waiting]
         target = max([*asked, *([newest] if newest is not None else [])], key=_place, default=None)
         self.running = True
-        self._run(lambda: self._work(cluster, target, term), lambda result: self._ended(term, result))
+        self._run(
+            lambda: self._work(cluster, target, term, bool(asked)), lambda result: self._ended(term, result)
+        )
 
-    def _work(self, cluster: str, target: Manifest | None, term: int) -> _Outcome:
+    def _work(self, cluster: str, target: Manifest | None, term: int, asked: bool) -> _Outcome:
         """On a worker thread."""
         began = time.monotonic()
         there = self._store.newest(cluster)
-        uploaded = None
-        if target is not None and (there is None or there[0].index < target.index):
+        uploaded = answer = None
+        if target is not None and (there is None or there.index < target.index):
             # `hold`: compaction may make several snapshots while this one is on its way.
             with self._local.hold(target.id):
-                uploaded = self._store.publish(
+                answer = uploaded = self._store.publish(
                     self._local,
                     target.id,
                     term=term,
                     publisher=self._node,
                     going_on=lambda: self._term == term and not self._stopped,
                 )
-            there = uploaded, int(self._wall_clock() * 1000)
+            there = self._store.newest(cluster)
+        elif there is not None and asked:
+            answer = self._store.manifest(there.snapshot)
         seconds = time.monotonic() - began
         pruned, error = None, None
         try:
             pruned = self._store.prune(cluster=cluster, retention=self._policy.retention, term=term)
         except RaftkvError as problem:
             error = problem
-        published, published_ms = there if there is not None else (None, 0)
-        return _Outcome(published, published_ms, uploaded, seconds, pruned, error)
+        return _Outcome(there, answer, uploaded, seconds, pruned, error)
 
     def _ended(self, term: int, result: _Outcome | BaseException) -> None:
         self.running = False
@@ -201,7 +204,8 @@ class Archiver:
             self._succeeded(term, result)
             return
         if isinstance(result, SnapshotMissing) and self._term == term:
-            self._not_before = self._clock()  # retention was quicker than `hold`: the newer one is next
+            # Local retention was quicker than `hold`: the newer one is next.
+            self._not_before = self._clock() + RETRY_S[0]
             return
         if isinstance(result, StoreFenced) and (self._term != term or self._stopped):
             log.info("snapshot_publish_broken_off node=%s reason=%s", self._node, result)
@@ -215,7 +219,9 @@ class Archiver:
         self._looked_term, self._looked_at = term, self._clock()
         self.published = outcome.published
         if outcome.published is not None:
-            self.published_at = self._clock() - max(0.0, self._wall_clock() - outcome.published_ms / 1000)
+            self.published_at = self._clock() - max(
+                0.0, self._wall_clock() - outcome.published.time_ms / 1000
+            )
         if outcome.uploaded is not None:
             manifest = outcome.uploaded
             self._uploaded_at = self._clock()
@@ -243,8 +249,8 @@ class Archiver:
             self.failures_in_row, self.error = 0, None
         waiting, self._waiting = self._waiting, []
         for manifest, done in waiting:
-            if outcome.published is not None and outcome.published.index >= manifest.index:
-                done(outcome.published)
+            if outcome.answer is not None and outcome.answer.index >= manifest.index:
+                done(outcome.answer)
             else:  # asked for while the job was on its way
                 self._waiting.append((manifest, done))
 

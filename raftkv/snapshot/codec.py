@@ -117,6 +117,12 @@ def index_of(snapshot: str) -> int:
     return int(snapshot.partition("-")[0])
 
 
+def index_and_revision(snapshot: str) -> tuple[int, int]:
+    """What an id says, for those who need no more than that. `is_snapshot_id` first."""
+    index, _, revision, *_ = snapshot.split("-")
+    return int(index), int(revision.removeprefix("r"))
+
+
 def manifest_name(snapshot: str) -> str:
     return f"{snapshot}.manifest"
 

@@ -76,6 +76,14 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
     swept: bool = False
 
     @property
+    def index(self) -> int:
+        return codec.index_and_revision(self.snapshot)[0]
+
+    @property
+    def revision(self) -> int:
+        return codec.index_and_revision(self.snapshot)[1]
+
+    @property
     def manifest_object(self) -> str:
         return f"{self.name}.manifest"
 
@@ -420,10 +428,10 @@ class RemoteStore:
                     raise damaged(self, attempt.manifest_object, "it is gone") from None
         return found
 
-    def newest(self, cluster: str) -> tuple[Manifest, int] | None:
-        """And when it was published, Unix time in milliseconds."""
+    def newest(self, cluster: str) -> Attempt | None:
+        """As the index has it: also where its objects are damaged, which must not keep others from coming."""
         there = attempts(self._bucket.index(), "s", cluster)
-        return (self._manifest(there[-1]), there[-1].time_ms) if there else None
+        return there[-1] if there else None
 
     def manifest(self, snapshot: str) -> Manifest:
         attempt = self._attempt_of(self._bucket.index(), snapshot)

@@ -152,7 +152,11 @@ def test_list_is_oldest_first_and_of_one_cluster_or_all(remote: RemoteStore, loc
     assert remote.list("another") == []
     newest = remote.newest(CLUSTER)
     assert newest is not None
-    assert newest[0].id == made[1].id
+    assert (newest.snapshot, newest.index, newest.revision) == (
+        made[1].id,
+        made[1].index,
+        made[1].revision,
+    )
 
 
 def test_a_chunk_is_read_in_parts_however_it_is_stored(

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from raftkv.errors import StoreFenced, StoreUnavailable
+from raftkv.errors import SnapshotDamaged, StoreFenced, StoreUnavailable
 from raftkv.snapshot.archiver import HOUSEKEEPING_S, ArchivePolicy, Archiver, Situation
 from raftkv.snapshot.bucket import DirectoryBucket
 from raftkv.snapshot.codec import Manifest
 from raftkv.snapshot.directory import DirectoryStore
 from raftkv.snapshot.loader import verify
-from raftkv.snapshot.remote import RemoteStore, Retention
+from raftkv.snapshot.remote import RemoteStore, Retention, attempts
 from tests.unit.snapshot_samples import CLUSTER, a_machine, publish
 
 POLICY = ArchivePolicy(interval_s=600, spacing_s=60, retention=Retention(3))
@@ -45,6 +45,10 @@ class Node:
 
     def wall(self) -> float:
         return 1_700_000_000 + self.now_s
+
+    @property
+    def published(self) -> str:
+        return "" if self.archiver.published is None else self.archiver.published.snapshot
 
     def snapshot(self, keys: int) -> Manifest:
         machine = a_machine(1, keys)
@@ -90,7 +94,7 @@ def test_only_the_leader_publishes(node: Node) -> None:
     node.term = 2
     assert node.step() == 1
     assert node.remote.list() == [made]
-    assert (node.archiver.uploads, node.archiver.published) == (1, made)
+    assert (node.archiver.uploads, node.published) == (1, made.id)
 
 
 def test_a_new_leader_looks_first_and_does_not_publish_again(tmp_path: Path) -> None:
@@ -101,11 +105,11 @@ def test_a_new_leader_looks_first_and_does_not_publish_again(tmp_path: Path) -> 
     second.now_s += 30
     second.snapshot(5)
     assert second.step() == 1
-    assert (second.archiver.uploads, second.archiver.published) == (0, made)
+    assert (second.archiver.uploads, second.published) == (0, made.id)
     assert second.archiver.age_s == pytest.approx(30, abs=0.01)
     newer = second.snapshot(12)
     second.step()
-    assert second.archiver.published == newer
+    assert second.published == newer.id
 
 
 def test_a_leader_without_a_snapshot_of_its_own_knows_what_is_there(tmp_path: Path) -> None:
@@ -114,7 +118,7 @@ def test_a_leader_without_a_snapshot_of_its_own_knows_what_is_there(tmp_path: Pa
     first.step()
     second.term = 2
     second.step()
-    assert second.archiver.published == made
+    assert second.published == made.id
 
 
 def test_snapshots_of_compaction_are_published_at_their_spacing(node: Node) -> None:
@@ -124,7 +128,7 @@ def test_snapshots_of_compaction_are_published_at_their_spacing(node: Node) -> N
         node.snapshot(keys)
         assert node.step(9) == 0
     assert node.step(6.5) == 1
-    assert node.archiver.published == node.newest
+    assert node.published == node.newest.id  # type: ignore[union-attr]
     assert len(node.remote.list()) == 2
 
 
@@ -279,8 +283,39 @@ def test_a_snapshot_that_retention_took_first_is_no_failure(node: Node) -> None:
     node.local.delete(old.id)
     node.work()
     assert node.archiver.failures == 0
-    node.step()
+    node.step(1)
     assert node.remote.list() == [newer]
+
+
+def test_damage_in_the_store_keeps_no_new_snapshot_from_coming(node: Node) -> None:
+    made = node.snapshot(5)
+    node.step()
+    (attempt,) = attempts(node.bucket.index(), "s", None)
+    node.bucket.remove([attempt.manifest_object])
+    newer = node.snapshot(6)
+    assert node.step(100) == 1
+    assert node.published == newer.id
+    assert node.archiver.failures == 0
+    with pytest.raises(SnapshotDamaged, match=made.id):
+        node.remote.list()
+
+
+def test_a_prune_that_failed_is_tried_again_and_does_not_fail_who_asked(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: object) -> None:
+        raise StoreUnavailable("no answer", reason="timed_out")
+
+    answers: list[object] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(node.remote, "prune", fail)
+        made = node.snapshot(5)
+        node.archiver.request(made, answers.append)
+        node.step()
+        assert answers == [made]
+        assert node.archiver.failures_in_row == 1
+    assert node.step(1.5) == 1
+    assert (node.archiver.failures_in_row, node.archiver.failures) == (0, 1)
 
 
 def test_a_stop_breaks_off_and_answers(node: Node) -> None:
