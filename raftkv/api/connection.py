@@ -351,6 +351,8 @@ class Exchange:
         self.payload = payload
         self.connection: Connection = protocol
         self.server = self.connection._server
+        # aiohttp says so a turn of the loop later, and the end of the stream may come in between.
+        self.connection._request_in_progress = True
         self._writer = writer
         self._task: asyncio.Task[None] | None = task
         self._continued = False
