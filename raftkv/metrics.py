@@ -7,6 +7,7 @@ number is bounded. Every name begins with `raftkv_`.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -51,11 +52,7 @@ class RequestTimes:
     def add(self, status: int, seconds: float) -> None:
         self.statuses[status] = self.statuses.get(status, 0) + 1
         self.seconds += seconds
-        for number, bound in enumerate(BUCKETS):
-            if seconds <= bound:
-                self.buckets[number] += 1
-                return
-        self.buckets[-1] += 1
+        self.buckets[bisect_left(BUCKETS, seconds)] += 1
 
 
 class Metrics:
@@ -71,10 +68,14 @@ class Metrics:
         self._sources.append(source)
 
     def request(self, template: str, method: str, status: int, seconds: float) -> None:
+        self.times(template, method).add(status, seconds)
+
+    def times(self, template: str, method: str) -> RequestTimes:
+        """For who adds to the same one again and again."""
         times = self._requests.get((template, method))
         if times is None:
             times = self._requests[template, method] = RequestTimes()
-        times.add(status, seconds)
+        return times
 
     def text(self) -> bytes:
         """The Prometheus text format."""

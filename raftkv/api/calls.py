@@ -45,6 +45,13 @@ class Body:
         self._read: bytes | None = None
         self.held = 0
 
+    @classmethod
+    def whole(cls, data: bytes, source: Source, limits: Limits, buffered: Buffered) -> Body:
+        """One that was read already."""
+        body = cls(source, limits, buffered)
+        body._read = data
+        return body
+
     @property
     def length(self) -> int | None:
         """None where only its end will tell."""

@@ -549,7 +549,7 @@ def json_answer(status: int, body: object, *headers: tuple[str, str]) -> Answer:
     return Answer(status, encode_json(body), JSON, headers)
 
 
-_STATUS_LINES = {status: f"HTTP/1.1 {status} {reason(status)}\r\n" for status in range(200, 600)}
+STATUS_LINES = {status: f"HTTP/1.1 {status} {reason(status)}\r\n" for status in range(200, 600)}
 _ACTIVE_TYPE = re.compile(r"html|xml|svg|script", re.IGNORECASE)
 
 
@@ -565,6 +565,16 @@ def item_answer(item: Item) -> Answer:
     return Answer(200, item.value, item.content_type, headers)
 
 
+def answer_fields(answer: Answer, length: int | None) -> str:
+    """The header lines that are the answer's own. `length` None: the body's length is not said here."""
+    fields = f"Content-Type: {answer.content_type}\r\n" if length is None or length else ""
+    if length is not None and answer.status != 304:
+        fields += f"Content-Length: {length}\r\n"
+    for name, value in answer.headers:
+        fields += f"{name}: {value}\r\n"
+    return fields
+
+
 def answer_head(
     answer: Answer, common: str, *, keep_alive: bool, old_version: bool, length: int | None
 ) -> bytes:
@@ -573,13 +583,7 @@ def answer_head(
     `common` holds whole header lines. Every value in it and in `answer.headers` was checked where it came
     in, so none can hold a line break.
     """
-    parts = [_STATUS_LINES[answer.status], common]
-    if length is None or length:
-        parts.append(f"Content-Type: {answer.content_type}\r\n")
-    if length is not None and answer.status != 304:
-        parts.append(f"Content-Length: {length}\r\n")
-    for name, value in answer.headers:
-        parts.append(f"{name}: {value}\r\n")
+    parts = [STATUS_LINES[answer.status], common, answer_fields(answer, length)]
     if not keep_alive:
         parts.append("Connection: close\r\n")
     elif old_version:

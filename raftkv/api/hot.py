@@ -1,0 +1,665 @@
+"""The hot path: `GET`, `HEAD`, `PUT` and `DELETE` of one key, without a task, future or header map a call.
+
+    bytes -> request line, header block, body -> what is asked (wire.py) -> KVService, with a callback
+          -> Turn, in the order of the requests -> one write for all answers that are ready
+
+What is not plain is not touched: the connection is handed whole to the cold path (`connection.py`), at the
+start of that request and with every byte of it, and stays there. Plain is a complete HTTP/1.1 request for
+`/v1/kv/KEY` whose every byte is of the kind that needs no second thought, and which the functions of
+`wire.py` take. So whatever is malformed, streamed, too large, slow or rare is refused or answered by the
+cold path alone, and both share the functions that give a plain request its meaning.
+
+Invariants:
+- Answers leave in the order of their requests. Pipelined requests go on together only while they are all
+  reads or all writes (RFC 9112 §9.3.2): writes reach the log in their order, and a read that follows a
+  write on its connection sees it.
+- A connection has at most `TURNS_MAX` unanswered requests and holds at most about `PLAIN_BYTES_MAX` of an
+  unfinished one; beyond that, and while the client takes no answers, it is not read from.
+- No timer a request: deadlines are the engine's, and the server looks over all connections once a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import deque
+from typing import Any, Protocol, cast
+
+from raftkv.api.errors import KeyNotFound, refusal
+from raftkv.api.handlers import result_answer
+from raftkv.api.limits import Limits
+from raftkv.api.routes import BY_TEMPLATE, KEY_TEMPLATE
+from raftkv.api.wire import (
+    STATUS_LINES,
+    Answer,
+    ReadConditions,
+    answer_fields,
+    check_key,
+    collect_headers,
+    decoded,
+    envelope,
+    idempotency_key_of,
+    item_answer,
+    json_answer,
+    parse_query,
+    read_conditions,
+    request_id_of,
+    route_of,
+    shown,
+    stored_content_type,
+    write_conditions,
+)
+from raftkv.errors import NotLeader, RaftkvError
+from raftkv.kv import record
+from raftkv.kv.command import Delete, Put
+from raftkv.metrics import Metrics
+from raftkv.model import Applied, Deleted, Written
+from raftkv.service import LINEARIZABLE, Freshness, KVService, keyed
+
+# Enough for a client that pipelines to keep a batch full; little enough that one connection is no crowd.
+TURNS_MAX = 64
+# Of a request that is served here: larger ones cost so much in themselves that the path matters little.
+PLAIN_BYTES_MAX = 48 << 10
+# How long an unfinished request may stay here; then the cold path waits for the rest, with its deadlines.
+UNFINISHED_S = 1.0
+# Answers that are joined into one write.
+JOINED_BYTES_MAX = 64 << 10
+
+_REQUEST_LINE = re.compile(
+    rb"(GET|HEAD|PUT|DELETE) "
+    rb"(/v1/kv/([A-Za-z0-9._~!$&'()*+,;=:@/%-]+)(?:\?([A-Za-z0-9._~!$&'()*+,;=:@/?%-]*))?)"
+    rb" HTTP/1\.1\r\n"
+)
+_METHODS = (b"GET ", b"HEAD ", b"PUT ", b"DELETE ")
+_HEADER_BLOCK = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e]*\r\n)+")
+_HOST = re.compile(rb"[A-Za-z0-9._-]+(?::[0-9]{1,5})?")
+_LENGTH = re.compile(rb"0|[1-9][0-9]{0,8}")
+_PARAMETERS = {method: BY_TEMPLATE[KEY_TEMPLATE][method].by_name for method in ("GET", "PUT", "DELETE")}
+
+# A header of which any value needs the cold path.
+_NOT_PLAIN = frozenset(
+    {b"transfer-encoding", b"expect", b"upgrade", b"content-encoding", b"trailer", b"te", b"http2-settings"}
+)
+
+
+class Head:
+    """A plain header block: what the service reads of it, and the length of the body."""
+
+    __slots__ = ("headers", "length", "request_id")
+
+    def __init__(self, headers: dict[str, str], length: int, request_id: str | None) -> None:
+        self.headers = headers
+        self.length = length
+        self.request_id = request_id
+
+
+def parse_block(block: bytes, limits: Limits) -> Head | None:
+    """The lines of a header block, each with its line end. None: it is not plain."""
+    if not _HEADER_BLOCK.fullmatch(block):
+        return None
+    lines = block[:-2].split(b"\r\n")
+    if len(lines) >= limits.headers_max:
+        return None
+    hosts = 0
+    length: int | None = None
+    pairs: list[tuple[bytes, bytes]] = []
+    for line in lines:
+        name, _, value = line.partition(b":")
+        name, value = name.lower(), value.strip(b" \t")
+        if name == b"host":
+            hosts += 1
+            if not _HOST.fullmatch(value):
+                return None
+        elif name == b"content-length":
+            if length is not None or not _LENGTH.fullmatch(value):
+                return None
+            length = int(value)
+        elif name in _NOT_PLAIN or (name == b"connection" and value.lower() != b"keep-alive"):
+            return None
+        pairs.append((name, value))
+    if hosts != 1:
+        return None
+    try:
+        headers = collect_headers(pairs)
+        request_id = request_id_of(headers)
+        route_of(headers, "redirect")
+    except RaftkvError:
+        return None
+    if "," in headers.get("If-Match", ""):
+        return None  # several revisions: the key is read before it is written
+    return Head(headers, length or 0, request_id)
+
+
+class Blocks:
+    """Header blocks by their bytes, since a client sends the same one again and again. Those that name one
+    request only are not kept."""
+
+    BLOCKS_MAX = 1024
+    BLOCK_BYTES_MAX = 512
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._known: dict[bytes, Head | None] = {}
+
+    def head(self, block: bytes) -> Head | None:
+        try:
+            return self._known[block]
+        except KeyError:
+            pass
+        head = parse_block(block, self._limits)
+        once = head is not None and (head.request_id is not None or "Idempotency-Key" in head.headers)
+        if not once and len(block) <= self.BLOCK_BYTES_MAX:
+            if len(self._known) >= self.BLOCKS_MAX:
+                self._known.clear()
+            self._known[block] = head
+        return head
+
+
+class Server(Protocol):
+    """What a hot connection needs of its server."""
+
+    service: KVService
+    limits: Limits
+    connections_open: int
+    requests_in_flight: int
+    closing: bool
+    blocks: Blocks
+    route: str
+    hot: set[HotConnection]
+    metrics: Metrics
+
+    def common_headers(self) -> str: ...
+    def new_request_id(self) -> str: ...
+    def request_ended(self, count: int) -> None: ...
+    def problem_answer(self, error: RaftkvError, request_id: str, write: bool) -> Answer: ...
+    def internal_answer(self, error: Exception, request_id: str, label: str, effect: str) -> Answer: ...
+    def not_leader(self, turn: Turn, error: NotLeader) -> Answer | None: ...
+    def flush_soon(self, connection: HotConnection) -> None: ...
+
+
+class Cold(Protocol):
+    """Makes the other kind of connection."""
+
+    def cold(self) -> asyncio.Protocol: ...
+
+
+class Turn:
+    """One request that was taken, until its answer was written. `status` is 0 until there is one."""
+
+    __slots__ = (
+        "answer_body",
+        "began",
+        "close",
+        "conditions",
+        "connection",
+        "extra",
+        "fields",
+        "freshness",
+        "headers",
+        "key",
+        "method",
+        "query",
+        "request_id",
+        "rest",
+        "status",
+        "target",
+        "value",
+    )
+    answer_body: bytes
+    fields: str  # header lines of the answer that are its own
+    conditions: ReadConditions  # of a read
+    freshness: Freshness  # of a read
+    value: bytes  # of a write
+
+    def __init__(
+        self,
+        connection: HotConnection,
+        method: str,
+        target: bytes,
+        rest: bytes,
+        key: bytes,
+        query: dict[str, Any],
+        headers: dict[str, str],
+        request_id: str,
+        began: float,
+    ) -> None:
+        self.connection = connection
+        self.method = method
+        self.target = target
+        self.rest = rest
+        self.key = key
+        self.query = query
+        self.headers = headers
+        self.request_id = request_id
+        self.began = began
+        self.extra = f"Request-Id: {request_id}\r\n"
+        self.status = 0
+        self.close = False
+
+    # --- reading -----------------------------------------------------------------------------------
+
+    def reached(self, error: RaftkvError | None) -> None:
+        """The state here is as fresh as asked, or will not be."""
+        if error is not None:
+            self.refuse(error)
+            return
+        try:
+            self._read()
+        except RaftkvError as refused:
+            self.refuse(refused)
+        except Exception as bug:  # noqa: BLE001  # the edge: whatever it is, the client is told
+            self.fail(bug)
+
+    def _read(self) -> None:
+        machine = self.connection.service.machine
+        if self.freshness.consistency == "stale":
+            self.extra += f"Raftkv-Applied-Revision: {machine.revision}\r\n"
+        found = machine.lookup(self.key)
+        if found is None:
+            raise KeyNotFound(f"no key {shown(self.key)} at revision {machine.revision}")
+        revision = record.mod_revision(found)
+        if self.conditions.is_not_modified(revision):
+            self.answer(Answer(304, headers=(("ETag", f'"{revision}"'), ("Cache-Control", "no-cache"))))
+        elif self.query.get("format") == "json":
+            item = record.item(self.key, found)
+            self.answer(json_answer(200, envelope(item), ("ETag", f'"{revision}"')))
+        else:
+            self.answer(item_answer(record.item(self.key, found)))
+
+    # --- writing -----------------------------------------------------------------------------------
+
+    def applied(self, outcome: Applied | RaftkvError) -> None:
+        try:
+            if isinstance(outcome, RaftkvError):
+                self.refuse(outcome)
+                return
+            if outcome.replayed:
+                self.extra += "Raftkv-Replayed: true\r\n"
+            result = outcome.result
+            error = refusal(result)
+            if error is not None:
+                self.refuse(error)
+                return
+            assert isinstance(result, Written | Deleted)
+            status = 201 if isinstance(result, Written) and result.created else 200
+            self.answer(result_answer(status, result, prev=self.query.get("prev", False)))
+        except Exception as bug:  # noqa: BLE001  # the edge, as above
+            self.fail(bug)
+
+    # --- the answer --------------------------------------------------------------------------------
+
+    @property
+    def writes(self) -> bool:
+        return self.method == "PUT" or self.method == "DELETE"
+
+    def refuse(self, error: RaftkvError) -> None:
+        server = self.connection.server
+        if isinstance(error, NotLeader):
+            made = server.not_leader(self, error)
+            if made is None:
+                return  # it was passed on, and the answer comes later
+        else:
+            made = server.problem_answer(error, self.request_id, self.writes)
+        self.answer(made)
+
+    def fail(self, bug: Exception) -> None:
+        effect = "write" if self.writes else "read"
+        self.answer(self.connection.server.internal_answer(bug, self.request_id, KEY_TEMPLATE, effect))
+
+    def answer(self, made: Answer) -> None:
+        body = made.body
+        self.status = made.status
+        self.fields = self.extra + answer_fields(made, len(body))
+        self.answer_body = b"" if self.method == "HEAD" or made.status == 304 else body
+        self.close = made.close
+        self.connection.answered(self)
+
+
+class HotConnection(asyncio.Protocol):
+    def __init__(self, server: Server, listener: Cold, loop: asyncio.AbstractEventLoop) -> None:
+        self.server = server
+        self.service = server.service
+        self._listener = listener
+        self._loop = loop
+        self._transport: asyncio.Transport
+        self._turns: deque[Turn] = deque()
+        self._held: list[bytes] = []  # of requests that were not taken yet
+        self._held_bytes = 0
+        self._held_since = 0.0
+        self._wanted_bytes = 0  # to be held before another look at them is worth it
+        self._blocked = False  # what is held waits for turns to end, or for the client
+        self._head_bytes_max = min(server.limits.request_line_bytes_max, server.limits.header_bytes_max)
+        self._writing_paused = False
+        self._reading_paused = False
+        self._taking = False
+        self._leaving = False  # to the cold path, once all turns are over
+        self._half_closed = False
+        self._over = False
+        self._active_at = 0.0  # when bytes came last
+        self._stalled: tuple[float, int] | None = None  # since when, with how many bytes unsent
+
+    # --- coming and going --------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._active_at = self._loop.time()
+        server = self.server
+        server.hot.add(self)
+        server.connections_open += 1
+        if server.connections_open > server.limits.connections_max:
+            self._hand_over()  # which turns it away
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if self._over:
+            return
+        self._over = True
+        self.server.hot.discard(self)
+        self.server.connections_open -= 1
+        self.server.request_ended(len(self._turns))
+        self._turns.clear()
+        self._held.clear()
+
+    def eof_received(self) -> bool:
+        """True keeps the other direction open for the answers that the client still waits for."""
+        self._half_closed = True
+        if self._held and not self._blocked:
+            self._leave()  # an unfinished request: the cold path says so
+        return self._over or bool(self._turns or self._held)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._turns)
+
+    def close_if_idle(self) -> None:
+        if not self._turns:
+            self._transport.close()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def _leave(self) -> None:
+        """Hands over to the cold path what is held, when all that came before it is answered."""
+        self._leaving = self._blocked = True
+        if self._turns or self._writing_paused:
+            self._pause_reading()
+        else:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        transport, held = self._transport, b"".join(self._held)
+        self._end()
+        cold = self._listener.cold()
+        transport.set_protocol(cold)
+        cold.connection_made(transport)
+        if self._reading_paused:
+            transport.resume_reading()
+        if held:
+            cold.data_received(held)
+        if self._half_closed and not cold.eof_received():
+            transport.close()
+
+    def look(self, now: float) -> None:
+        """Once a second: is something overdue?"""
+        limits = self.server.limits
+        if self._writing_paused:
+            unsent = self._transport.get_write_buffer_size()
+            if self._stalled is None or unsent < self._stalled[1]:
+                self._stalled = (now, unsent)
+            elif now - self._stalled[0] > limits.write_stall_seconds_max:
+                self.abort()
+        elif self._held and not self._blocked:
+            if now - self._held_since > UNFINISHED_S:
+                self._leave()
+        elif not self._turns and not self._held and now - self._active_at > limits.idle_seconds_max:
+            self._transport.close()
+
+    # --- what comes in -----------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        self._active_at = self._loop.time()
+        if self._held:
+            self._held.append(data)
+            self._held_bytes += len(data)
+            if self._blocked or self._held_bytes < self._wanted_bytes:
+                return
+            data = b"".join(self._held)
+            self._held.clear()
+        self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        """Takes the requests that are there, as many as may go on together, and holds the rest."""
+        at, end = 0, len(data)
+        self._taking = True
+        while at < end and not self._over:
+            if self._writing_paused or len(self._turns) >= TURNS_MAX:
+                self._block()
+                break
+            taken = self._take_one(data, at)
+            if not taken:
+                break
+            at += taken
+        self._taking = False
+        if at < end and not self._over:
+            if at or not self._held_bytes:
+                self._held_since = self._active_at  # another request than the one that was held before
+            self._held.append(data[at:] if at else data)
+            self._held_bytes = end - at
+        else:
+            self._held_bytes = 0
+        if self._turns and self._turns[0].status:
+            self.flush()
+        if self._leaving and not self._over:
+            self._leave()
+
+    def _take_one(self, data: bytes, at: int) -> int:
+        """Takes the request at that place; how many bytes it has, 0 where it has to wait or is not plain."""
+        line = _REQUEST_LINE.match(data, at)
+        if line is None:
+            return self._unfinished(data, at, plain=data.find(b"\n", at) < 0)
+        block_at = line.end()
+        block_end = data.find(b"\r\n\r\n", block_at - 2)
+        if block_end < 0:
+            return self._unfinished(data, at, plain=True)
+        head = self.server.blocks.head(data[block_at : block_end + 2])
+        if head is None:
+            self._leaving = True
+            return 0
+        body_at = block_end + 4
+        size = body_at + head.length - at
+        if size > PLAIN_BYTES_MAX or body_at - at > self._head_bytes_max:
+            self._leaving = True
+            return 0
+        if at + size > len(data):
+            self._wanted_bytes = size
+            return 0
+        method, target, rest, query = line.groups()
+        if method == b"PUT" or method == b"DELETE":
+            started = self._write(method, target, rest, query, head, data[body_at : at + size])
+        else:
+            started = self._read(method, target, rest, query, head)
+        return size if started else 0
+
+    def _unfinished(self, data: bytes, at: int, *, plain: bool) -> int:
+        """No whole head: if it is `plain` so far, the rest may come."""
+        start = data[at : at + len(b"DELETE ")]
+        known = any(start.startswith(method) or method.startswith(start) for method in _METHODS)
+        if not plain or not known or len(data) - at > self._head_bytes_max:
+            self._leaving = True
+        self._wanted_bytes = 0
+        return 0
+
+    def _read(self, method: bytes, target: bytes, rest: bytes, query: bytes | None, head: Head) -> bool:
+        """False: it has to wait, or is not plain."""
+        turns, server, service = self._turns, self.server, self.service
+        if turns and turns[0].writes:
+            self._block()
+            return False
+        limits = server.limits
+        headers = head.headers
+        try:
+            values = parse_query(query, _PARAMETERS["GET"], limits)
+            key = check_key(decoded(rest, "path: key"), "path: key", limits)
+            conditions = read_conditions(headers)
+        except RaftkvError:
+            self._leaving = True
+            return False
+        freshness = LINEARIZABLE
+        if values:
+            freshness = Freshness(
+                values.get("consistency", "linearizable"),
+                values.get("min_revision"),
+                values.get("max_staleness_ms"),
+            )
+            ahead = freshness.min_revision is not None and freshness.min_revision > service.machine.revision
+            contradicts = freshness.max_staleness_ms is not None and freshness.consistency != "stale"
+            if ahead or contradicts:
+                self._leaving = True
+                return False
+        if head.length:
+            self._leaving = True
+            return False
+        turn = self._turn(method.decode(), target, rest, key, values, head)
+        turn.conditions = conditions
+        turn.freshness = freshness
+        turn.extra += f"Raftkv-Consistency: {freshness.consistency}\r\n"
+        try:
+            timeout_s: float = values.get("timeout", limits.timeout_seconds)
+            if service.reach_soon(freshness, turn.reached, timeout_s=timeout_s):
+                turn.reached(None)
+        except RaftkvError as error:
+            turn.refuse(error)
+        except Exception as bug:  # noqa: BLE001  # the edge: whatever it is, the client is told
+            turn.fail(bug)
+        return True
+
+    def _write(
+        self, method: bytes, target: bytes, rest: bytes, query: bytes | None, head: Head, value: bytes
+    ) -> bool:
+        """As `_read`."""
+        turns, server, service = self._turns, self.server, self.service
+        if turns and not turns[0].writes:
+            self._block()
+            return False
+        limits = server.limits
+        headers = head.headers
+        try:
+            name = method.decode()
+            values = parse_query(query, _PARAMETERS[name], limits)
+            key = check_key(decoded(rest, "path: key"), "path: key", limits)
+            condition = write_conditions(headers, values).condition
+            prev = values.get("prev", False)
+            command: Put | Delete
+            if name == "PUT":
+                kind = stored_content_type(headers.get("Content-Type"), "header Content-Type", limits)
+                command = Put(key, value, kind, condition, prev)
+            else:
+                command = Delete(key, condition, prev)
+            idempotency_key = idempotency_key_of(headers)
+        except RaftkvError:
+            self._leaving = True
+            return False
+        if len(value) > (limits.value_bytes_max if name == "PUT" else 0):
+            self._leaving = True
+            return False
+        if not service.leads and route_of(headers, server.route) == "forward":
+            self._leaving = True  # to be passed on, or refused as it was before
+            return False
+        if idempotency_key is not None:
+            command = keyed(command, idempotency_key)
+        turn = self._turn(name, target, rest, key, values, head)
+        turn.value = value
+        try:
+            timeout_s: float = values.get("timeout", limits.timeout_seconds)
+            service.write_soon(command, turn.applied, timeout_s=timeout_s, size_bytes=len(value))
+        except RaftkvError as error:
+            turn.refuse(error)
+        except Exception as bug:  # noqa: BLE001  # the edge: whatever it is, the client is told
+            turn.fail(bug)
+        return True
+
+    def _turn(
+        self, method: str, target: bytes, rest: bytes, key: bytes, query: dict[str, Any], head: Head
+    ) -> Turn:
+        request_id = head.request_id or self.server.new_request_id()
+        turn = Turn(self, method, target, rest, key, query, head.headers, request_id, self._active_at)
+        self._turns.append(turn)
+        self.server.requests_in_flight += 1
+        return turn
+
+    def _block(self) -> None:
+        self._blocked = True
+        self._pause_reading()
+
+    def _pause_reading(self) -> None:
+        if not self._reading_paused:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    # --- what goes out -----------------------------------------------------------------------------
+
+    def answered(self, turn: Turn) -> None:
+        """A turn has its answer."""
+        turns = self._turns
+        if self._taking or self._over or turns[0].status == 0:
+            return  # those before it come first, or the caller will flush
+        if len(turns) == 1:
+            self.flush()
+        else:
+            self.server.flush_soon(self)  # the others may be about to have theirs
+
+    def flush(self) -> None:
+        """Writes the answers that are ready and in turn."""
+        server, turns = self.server, self._turns
+        times = server.metrics.times
+        now = self._loop.time()
+        while turns and turns[0].status and not self._writing_paused and not self._over:
+            common = server.common_headers()
+            out: list[bytes] = []
+            size = count = 0
+            last = False
+            while turns and turns[0].status and not last and size < JOINED_BYTES_MAX:
+                turn = turns.popleft()
+                count += 1
+                more = turns or self._held or not self._half_closed
+                last = turn.close or server.closing or not more
+                ending = "Connection: close\r\n\r\n" if last else "\r\n"
+                head = f"{STATUS_LINES[turn.status]}{common}{turn.fields}{ending}"
+                out += (head.encode("utf-8", "surrogateescape"), turn.answer_body)
+                size += len(turn.answer_body)
+                times(KEY_TEMPLATE, turn.method).add(turn.status, now - turn.began)
+            server.request_ended(count)
+            self._transport.write(b"".join(out))
+            if last:
+                self._transport.close()
+                self._end()
+        if self._blocked and not self._over:
+            self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        """What was held back may go on now."""
+        if self._over or self._writing_paused or not self._blocked:
+            return
+        if self._leaving:
+            if not self._turns:
+                self._hand_over()
+            return
+        if len(self._turns) > TURNS_MAX // 2:
+            return
+        self._blocked = False
+        data = b"".join(self._held)
+        self._held.clear()
+        self._take(data)
+        if not self._blocked and not self._over and self._reading_paused:
+            self._reading_paused = False
+            self._transport.resume_reading()
+
+    def pause_writing(self) -> None:
+        self._writing_paused = True
+        self._stalled = None
+
+    def resume_writing(self) -> None:
+        self._writing_paused = False
+        self.flush()
