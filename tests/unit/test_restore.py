@@ -15,11 +15,12 @@ from raftkv.model import Member
 from raftkv.raft import opening, restore
 from raftkv.raft.identity import UNFINISHED, load_or_create, reconcile
 from raftkv.raft.restore import LATEST, Recovered, Target, recover
+from raftkv.snapshot import ranges
 from raftkv.snapshot.bucket import DirectoryBucket
 from raftkv.snapshot.codec import Manifest
 from raftkv.snapshot.directory import DirectoryStore
 from raftkv.snapshot.ranges import Entry, Ranges, Tail, encode_range, object_name
-from raftkv.snapshot.remote import RemoteStore
+from raftkv.snapshot.remote import RemoteStore, Retention
 from tests.unit.snapshot_samples import CLUSTER, dump, publish
 
 MEMBERS = tuple(
@@ -298,3 +299,23 @@ def test_half_a_restore_is_refused_by_a_start_and_by_the_next_restore(
                 load_or_create(directory, name)
         with pytest.raises(BadRequest, match="did not finish"):
             restore.restore(recovered, wanted, MEMBERS)
+
+
+def test_the_log_behind_the_oldest_kept_snapshot_goes_with_those_before_it(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranges, "MARK_EVERY", 2)
+    tail: Tail | None = None
+    for first in range(2, 26, 2):
+        tail = source.archive(first, first + 1, tail)
+    for index in (8, 14, 20):
+        source.publish(index)
+    source.remote.prune(cluster=CLUSTER, retention=Retention(2))
+    objects = {path.name for path in (source.directory / "bucket" / "objects").iterdir()}
+    kept = {first for first in range(2, 26) if object_name(CLUSTER, first) in objects}
+    assert 10 <= min(kept) <= 15
+    for index in (14, 17, 25):
+        revision = source.machine(index).revision
+        assert same(recover(source.remote, Target(to_revision=revision)).machine, source.machine(index))
+    with pytest.raises(BadRequest, match="reaches"):
+        recover(source.remote, Target(to_revision=source.machine(9).revision))
