@@ -15,7 +15,14 @@ from raftkv.errors import CommitTimeout, NoLeader, NotLeader, NotReady, RaftkvEr
 from raftkv.kv.command import Command, decode_entry, encode, encode_entry
 from raftkv.kv.machine import Machine
 from raftkv.model import Applied, Membership
-from raftkv.raft.status import JournalStatus, Leadership, NodeStatus, PeerStatus, SnapshotStatus
+from raftkv.raft.status import (
+    ArchiveStatus,
+    JournalStatus,
+    Leadership,
+    NodeStatus,
+    PeerStatus,
+    SnapshotStatus,
+)
 from raftkv.snapshot.codec import Manifest
 
 
@@ -41,6 +48,7 @@ class LocalConsensus:
         self._tasks: set[asyncio.Task[None]] = set()
         self._snapshots: list[Manifest] = []
         self.publishes = False
+        self.archive: ArchiveStatus | None = None
 
     # --- set by hand -------------------------------------------------------------------------------
 
@@ -139,6 +147,7 @@ class LocalConsensus:
             ready=self.ready,
             ready_reason="" if self.ready else "it waits for n2 and n3",
             started=self.started,
+            archive=self.archive,
             counters={"elections": 1},
         )
 

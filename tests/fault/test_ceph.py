@@ -17,7 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from cluster.cli import cli
 from raftkv.errors import ConfigError, StoreUnavailable
 from raftkv.snapshot import rados as rados_module
 from raftkv.snapshot import store as store_module
@@ -273,6 +275,43 @@ def until(condition: Callable[[], object], timeout_s: float = 40.0) -> None:
         assert time.monotonic() < deadline, "it never came true"
 
 
+def test_doctor_names_each_and_finds_a_sound_one_sound(
+    ceph: Ceph, location: Location, store: RemoteStore, local: DirectoryStore
+) -> None:
+    def doctor(where: Location) -> tuple[int, list[str]]:
+        shown = CliRunner().invoke(cli, ["doctor", "--snapshots", ceph.url(where)])
+        return shown.exit_code, shown.stdout.splitlines()
+
+    store.publish(local, publish(local, a_machine(1, 5)).id, term=1, publisher="n1")
+    before = ceph.object_names(location)
+    code, lines = doctor(location)
+    assert (code, len(lines)) == (0, 6), lines
+    assert "1 snapshots" in lines[-1]
+    assert ceph.object_names(location) == before
+    reader = ceph.user("reader", "allow r pool=raftkv")
+    for where, step, word in (
+        (replace(location, pool="nopool"), "store: reach", "ceph osd pool create nopool"),
+        (replace(location, user="stranger"), "store: reach", "client.stranger"),
+        (replace(location, keyring=str(reader), user="reader"), "store: write", "allow rwx pool=raftkv"),
+    ):
+        code, lines = doctor(where)
+        assert code == 1
+        assert lines[-1].startswith("fail")
+        assert step in lines[-1]
+        assert word in lines[-1]
+
+
+def test_handles_that_are_given_up_are_closed(ceph: Ceph, location: Location) -> None:
+    """Each has a dozen threads. A refusal leaves one in doubt, so the next operation makes another."""
+    capless = ceph.user("capless", "allow rwx pool=another")
+    bucket = RadosBucket(replace(location, keyring=str(capless), user="capless"))
+    before = len(os.listdir("/proc/self/task"))
+    for _ in range(6):
+        with pytest.raises(StoreUnavailable):
+            bucket.index()
+    until(lambda: len(os.listdir("/proc/self/task")) <= before + 2)
+
+
 # --- the process -------------------------------------------------------------------------------------------
 
 
@@ -280,6 +319,50 @@ def test_without_the_binding_the_package_is_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "rados", None)
     with pytest.raises(ConfigError, match="python3-rados"):
         RadosBucket(Location("raftkv"))
+
+
+def test_memory_is_bounded_whatever_the_size(ceph: Ceph, location: Location, tmp_path: Path) -> None:
+    """300 MB that don't compress; in its own process, since the peak of a process never falls."""
+    program = """
+import os, sys
+from pathlib import Path
+from types import SimpleNamespace
+from raftkv.kv.image import MachineState, Page, Section
+from raftkv.snapshot.directory import DirectoryStore
+from raftkv.snapshot.loader import check
+from raftkv.snapshot.remote import open_remote
+from raftkv.snapshot.store import SnapshotWriter
+from tests.unit.snapshot_samples import CLUSTER, MEMBERSHIP
+
+def peak_kb():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+local = DirectoryStore.open(Path(sys.argv[1]))
+image = SimpleNamespace(state=MachineState(9, 9, 0, 0), state_hash=bytes(16))
+writer = SnapshotWriter(local, cluster=CLUSTER, index=9, term=1, membership=MEMBERSHIP, image=image)
+for n in range(300):
+    keys = [b"%06d" % (n * 8 + i) for i in range(8)]
+    writer.write(Page(Section.ITEMS, keys, [os.urandom(1 << 17) for _ in keys]))
+manifest = writer.commit()
+before = peak_kb()
+store = open_remote(sys.argv[2], {})
+store.publish(local, manifest.id, term=1, publisher="n1")
+check(store, manifest)
+store.close()
+print(manifest.bytes >> 20, (peak_kb() - before) >> 10)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "big"), ceph.url(location)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    size_mib, grown_mib = map(int, done.stdout.split())
+    assert size_mib > 290
+    assert grown_mib < 80, done.stdout
+    RemoteStore(RadosBucket(location)).prune(retention=Retention(1))
 
 
 @pytest.mark.parametrize("seed", range(3))
