@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -68,10 +68,7 @@ def load_or_create(directory: Path, name: str, *, draw: Callable[[], str] = draw
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if (directory / UNFINISHED).exists():
-            raise Fatal(
-                f"{directory} holds a restore that did not finish: remove the directory, and those of the "
-                "other members, and restore again"
-            )
+            _finish_or_refuse(directory)
         if (directory / FILE).exists():
             return _load(directory / FILE, name)
         _refuse_data_without_identity(directory)
@@ -80,6 +77,38 @@ def load_or_create(directory: Path, name: str, *, draw: Callable[[], str] = draw
     except OSError as error:
         raise Fatal(f"can't read or write the identity in the data directory {directory}: {error}") from error
     return stored
+
+
+def begin_restore(directory: Path, all_directories: Sequence[Path]) -> None:
+    """Marks an empty directory as one that a restore writes, together with the others. The marks go when all
+    of them are complete and durable; so where one of them has gone, the rest is complete as well."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / UNFINISHED, "xb") as file:
+        file.write(msgspec.json.encode([str(each.absolute()) for each in all_directories]) + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    sync_directory(directory)
+    sync_directory(directory.parent)
+
+
+def end_restore(directory: Path) -> None:
+    (directory / UNFINISHED).unlink()
+    sync_directory(directory)
+
+
+def _finish_or_refuse(directory: Path) -> None:
+    try:
+        others = [
+            Path(each) for each in msgspec.json.decode((directory / UNFINISHED).read_bytes(), type=list[str])
+        ]
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        others = []  # cut short before it said more
+    if not any((each / FILE).exists() and not (each / UNFINISHED).exists() for each in others):
+        raise Fatal(
+            f"{directory} holds a restore that did not finish: remove the directory, and those of the "
+            "other members, and restore again"
+        )
+    end_restore(directory)
 
 
 def adopt(directory: Path, name: str, founding: Membership) -> Stored:

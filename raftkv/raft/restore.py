@@ -15,7 +15,8 @@ several machines can be made on each of them, from the same source with the same
 - Nothing is written before everything was read and verified.
 - A directory that holds anything is refused.
 - While a restore is under way each directory has a file `restore-unfinished`, and a node refuses to start on
-  it; the files go when all directories are complete and durable.
+  it; the files go when all directories are complete and durable. The first one to go is what commits: a node
+  that finds one beside it gone knows that its own directory is complete as well.
 - Entries of the log archive are applied by the state machine that applied them first, one command at a time,
   so `to_revision` can end in the midst of an entry.
 """
@@ -36,7 +37,7 @@ from raftkv.model import Member, Membership
 from raftkv.raft import opening
 from raftkv.raft.compaction import PAGE_RECORDS
 from raftkv.raft.core import NO_OP
-from raftkv.raft.identity import UNFINISHED, adopt, draw_id, sync_directory
+from raftkv.raft.identity import UNFINISHED, adopt, begin_restore, draw_id, end_restore
 from raftkv.raft.proposals import REGULAR
 from raftkv.snapshot.codec import Manifest
 from raftkv.snapshot.directory import DirectoryStore
@@ -236,7 +237,7 @@ def restore(
         refuse_unless_empty(directory)
     try:
         for directory in directories.values():
-            _begin(directory)
+            begin_restore(directory, tuple(directories.values()))
         manifest: Manifest | None = None
         first: DirectoryStore | None = None
         for name, directory in directories.items():
@@ -249,8 +250,7 @@ def restore(
             adopt(directory, name, membership)
         assert manifest is not None
         for directory in directories.values():
-            (directory / UNFINISHED).unlink()
-            sync_directory(directory)
+            end_restore(directory)
     except OSError as error:
         raise Fatal(f"the restore can't write its data directories: {error}") from error
     return Restored(membership, manifest, tuple(directories.values()))
@@ -279,15 +279,6 @@ def refuse_unless_empty(directory: Path) -> None:
             f"{directory} is not empty: a restore makes a new cluster and overwrites nothing. Give another "
             "directory, or move this one away"
         )
-
-
-def _begin(directory: Path) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / UNFINISHED, "xb") as file:
-        file.write(b"A restore writes this directory. If none is running: remove it, and restore again.\n")
-        file.flush()
-    sync_directory(directory)
-    sync_directory(directory.parent)
 
 
 def _write_snapshot(store: DirectoryStore, recovered: Recovered, membership: Membership) -> Manifest:

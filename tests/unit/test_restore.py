@@ -13,7 +13,7 @@ from raftkv.kv.command import Command, Increment, Put, encode, encode_entry
 from raftkv.kv.machine import Machine
 from raftkv.model import Member
 from raftkv.raft import opening, restore
-from raftkv.raft.identity import UNFINISHED, load_or_create, reconcile
+from raftkv.raft.identity import UNFINISHED, end_restore, load_or_create, reconcile
 from raftkv.raft.restore import LATEST, Recovered, Target, recover
 from raftkv.snapshot import ranges
 from raftkv.snapshot.bucket import DirectoryBucket
@@ -319,3 +319,28 @@ def test_the_log_behind_the_oldest_kept_snapshot_goes_with_those_before_it(
         assert same(recover(source.remote, Target(to_revision=revision)).machine, source.machine(index))
     with pytest.raises(BadRequest, match="reaches"):
         recover(source.remote, Target(to_revision=source.machine(9).revision))
+
+
+@pytest.mark.parametrize("removed", [1, 2])
+def test_a_restore_that_ended_between_two_of_its_last_steps_is_a_whole_one(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: int
+) -> None:
+    """Else two members of three would run, and the third would ask to have them all removed."""
+    recovered = recovered_state(source)
+    wanted = directories(tmp_path)
+    left = removed
+
+    def end_some(directory: Path) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError("cut")
+        end_restore(directory)
+
+    monkeypatch.setattr(restore, "end_restore", end_some)
+    with pytest.raises(Fatal, match="cut"):
+        restore.restore(recovered, wanted, MEMBERS)
+    assert sum((directory / UNFINISHED).exists() for directory in wanted.values()) == 3 - removed
+    clusters = {load_or_create(directory, name).identity.cluster for name, directory in wanted.items()}
+    assert len(clusters) == 1
+    assert not any((directory / UNFINISHED).exists() for directory in wanted.values())
