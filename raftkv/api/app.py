@@ -38,7 +38,7 @@ from raftkv.api.errors import (
     status_of,
 )
 from raftkv.api.forward import Forwarder
-from raftkv.api.hot import Blocks, HotConnection, Turn
+from raftkv.api.hot import Blocks, HotConnection, Queries, Turn
 from raftkv.api.limits import Limits
 from raftkv.api.routes import BY_TEMPLATE, KEY_TEMPLATE, METHODS, ROUTES, match
 from raftkv.api.wire import (
@@ -94,6 +94,7 @@ class ApiServer:
         self.hot_path = hot_path
         self.hot: set[HotConnection] = set()
         self.blocks = Blocks(limits)
+        self.queries = Queries(limits)
         self._flushes: list[HotConnection] = []
         self._relays: set[asyncio.Task[None]] = set()
         self._look_handle: asyncio.TimerHandle | None = None
@@ -306,7 +307,7 @@ class ApiServer:
             turn.method,
             turn.target,
             turn.rest,
-            turn.query,
+            dict(turn.query),
             headers,
             body,
             turn.request_id,

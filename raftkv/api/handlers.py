@@ -40,6 +40,7 @@ from raftkv.api.wire import (
     value_too_large,
     wants_ndjson,
     write_conditions,
+    written_body,
 )
 from raftkv.errors import BadRequest, LimitExceeded, RaftkvError
 from raftkv.kv.command import Append, Command, Condition, Delete, DeletePrefix, Increment, Put, Transaction
@@ -122,7 +123,7 @@ def result_answer(
     status: int, result: Written | Deleted | Appended | Incremented, *, prev: bool = False
 ) -> Answer:
     if isinstance(result, Written) and not prev:
-        body = b'{"revision":%d}' % result.revision
+        body = written_body(result.revision)
     else:
         body = encode_json(result_body(result, prev=prev))
     tags = () if isinstance(result, Deleted) else (("ETag", f'"{result.revision}"'),)

@@ -30,6 +30,7 @@ from raftkv.api.handlers import result_answer
 from raftkv.api.limits import Limits
 from raftkv.api.routes import BY_TEMPLATE, KEY_TEMPLATE
 from raftkv.api.wire import (
+    NO_READ_CONDITIONS,
     STATUS_LINES,
     Answer,
     ReadConditions,
@@ -47,7 +48,10 @@ from raftkv.api.wire import (
     route_of,
     shown,
     stored_content_type,
+    value_fields,
     write_conditions,
+    written_body,
+    written_fields,
 )
 from raftkv.errors import NotLeader, RaftkvError
 from raftkv.kv import record
@@ -76,6 +80,8 @@ _HOST = re.compile(rb"[A-Za-z0-9._-]+(?::[0-9]{1,5})?")
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,8}")
 _PARAMETERS = {method: BY_TEMPLATE[KEY_TEMPLATE][method].by_name for method in ("GET", "PUT", "DELETE")}
 
+_NO_VALUES: dict[str, Any] = {}
+
 # A header of which any value needs the cold path.
 _NOT_PLAIN = frozenset(
     {b"transfer-encoding", b"expect", b"upgrade", b"content-encoding", b"trailer", b"te", b"http2-settings"}
@@ -85,12 +91,19 @@ _NOT_PLAIN = frozenset(
 class Head:
     """A plain header block: what the service reads of it, and the length of the body."""
 
-    __slots__ = ("headers", "length", "request_id")
+    __slots__ = ("_read_conditions", "headers", "length", "request_id")
 
     def __init__(self, headers: dict[str, str], length: int, request_id: str | None) -> None:
         self.headers = headers
         self.length = length
         self.request_id = request_id
+        self._read_conditions: ReadConditions | None = None
+
+    def read_conditions(self) -> ReadConditions:
+        """Parsed once. Raises BadRequest."""
+        if self._read_conditions is None:
+            self._read_conditions = read_conditions(self.headers)
+        return self._read_conditions
 
 
 def parse_block(block: bytes, limits: Limits) -> Head | None:
@@ -155,6 +168,32 @@ class Blocks:
         return head
 
 
+class Queries:
+    """Parsed queries by their bytes: the same few come again and again. Nobody changes what they hold."""
+
+    QUERIES_MAX = 1024
+    QUERY_BYTES_MAX = 128
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._known: dict[tuple[str, bytes], dict[str, Any]] = {}
+
+    def values(self, method: str, query: bytes | None) -> dict[str, Any]:
+        """Raises BadRequest."""
+        if not query:
+            return _NO_VALUES
+        try:
+            return self._known[method, query]
+        except KeyError:
+            pass
+        values = parse_query(query, _PARAMETERS[method], self._limits)
+        if len(query) <= self.QUERY_BYTES_MAX:
+            if len(self._known) >= self.QUERIES_MAX:
+                self._known.clear()
+            self._known[method, query] = values
+        return values
+
+
 class Server(Protocol):
     """What a hot connection needs of its server."""
 
@@ -164,6 +203,7 @@ class Server(Protocol):
     requests_in_flight: int
     closing: bool
     blocks: Blocks
+    queries: Queries
     route: str
     hot: set[HotConnection]
     metrics: Metrics
@@ -258,11 +298,15 @@ class Turn:
         if found is None:
             raise KeyNotFound(f"no key {shown(self.key)} at revision {machine.revision}")
         revision = record.mod_revision(found)
-        if self.conditions.is_not_modified(revision):
+        conditions = self.conditions
+        if conditions is not NO_READ_CONDITIONS and conditions.is_not_modified(revision):
             self.answer(Answer(304, headers=(("ETag", f'"{revision}"'), ("Cache-Control", "no-cache"))))
         elif self.query.get("format") == "json":
             item = record.item(self.key, found)
             self.answer(json_answer(200, envelope(item), ("ETag", f'"{revision}"')))
+        elif record.has_default_type(found):
+            value = record.value(found)
+            self._settle(200, value_fields(len(value), revision), value)
         else:
             self.answer(item_answer(record.item(self.key, found)))
 
@@ -276,6 +320,11 @@ class Turn:
             if outcome.replayed:
                 self.extra += "Raftkv-Replayed: true\r\n"
             result = outcome.result
+            if isinstance(result, Written) and "prev" not in self.query:
+                body = written_body(result.revision)
+                fields = written_fields(len(body), result.revision)
+                self._settle(201 if result.created else 200, fields, body)
+                return
             error = refusal(result)
             if error is not None:
                 self.refuse(error)
@@ -307,12 +356,14 @@ class Turn:
         self.answer(self.connection.server.internal_answer(bug, self.request_id, KEY_TEMPLATE, effect))
 
     def answer(self, made: Answer) -> None:
-        body = made.body
-        self.status = made.status
-        self.fields = self.extra + answer_fields(made, len(body))
-        self.answer_body = b"" if self.method == "HEAD" or made.status == 304 else body
         self.close = made.close
-        self.connection.answered(self)
+        self._settle(made.status, answer_fields(made, len(made.body)), made.body)
+
+    def _settle(self, status: int, fields: str, body: bytes) -> None:
+        self.status = status
+        self.fields = self.extra + fields
+        self.answer_body = b"" if self.method == "HEAD" or status == 304 else body
+        self.connection.answered()
 
 
 class HotConnection(asyncio.Protocol):
@@ -498,11 +549,10 @@ class HotConnection(asyncio.Protocol):
             self._block()
             return False
         limits = server.limits
-        headers = head.headers
         try:
-            values = parse_query(query, _PARAMETERS["GET"], limits)
+            values = server.queries.values("GET", query)
             key = check_key(decoded(rest, "path: key"), "path: key", limits)
-            conditions = read_conditions(headers)
+            conditions = head.read_conditions()
         except RaftkvError:
             self._leaving = True
             return False
@@ -547,7 +597,7 @@ class HotConnection(asyncio.Protocol):
         headers = head.headers
         try:
             name = method.decode()
-            values = parse_query(query, _PARAMETERS[name], limits)
+            values = server.queries.values(name, query)
             key = check_key(decoded(rest, "path: key"), "path: key", limits)
             condition = write_conditions(headers, values).condition
             prev = values.get("prev", False)
@@ -600,7 +650,7 @@ class HotConnection(asyncio.Protocol):
 
     # --- what goes out -----------------------------------------------------------------------------
 
-    def answered(self, turn: Turn) -> None:
+    def answered(self) -> None:
         """A turn has its answer."""
         turns = self._turns
         if self._taking or self._over or turns[0].status == 0:
@@ -623,8 +673,8 @@ class HotConnection(asyncio.Protocol):
             while turns and turns[0].status and not last and size < JOINED_BYTES_MAX:
                 turn = turns.popleft()
                 count += 1
-                more = turns or self._held or not self._half_closed
-                last = turn.close or server.closing or not more
+                ended = server.closing or (self._half_closed and not self._held)
+                last = turn.close or (ended and not turns)
                 ending = "Connection: close\r\n\r\n" if last else "\r\n"
                 head = f"{STATUS_LINES[turn.status]}{common}{turn.fields}{ending}"
                 out += (head.encode("utf-8", "surrogateescape"), turn.answer_body)

@@ -565,6 +565,24 @@ def item_answer(item: Item) -> Answer:
     return Answer(200, item.value, item.content_type, headers)
 
 
+def value_fields(length: int, revision: int) -> str:
+    """The header lines of `item_answer` for a value of the default type, at a third of the cost."""
+    kind = f"Content-Type: {DEFAULT_CONTENT_TYPE}\r\n" if length else ""
+    return (
+        f'{kind}Content-Length: {length}\r\nETag: "{revision}"\r\n'
+        "Cache-Control: no-cache\r\nX-Content-Type-Options: nosniff\r\n"
+    )
+
+
+def written_body(revision: int) -> bytes:
+    return b'{"revision":%d}' % revision
+
+
+def written_fields(length: int, revision: int) -> str:
+    """The header lines of the answer to a put, for a body of `written_body`."""
+    return f'Content-Type: {JSON}\r\nContent-Length: {length}\r\nETag: "{revision}"\r\n'
+
+
 def answer_fields(answer: Answer, length: int | None) -> str:
     """The header lines that are the answer's own. `length` None: the body's length is not said here."""
     fields = f"Content-Type: {answer.content_type}\r\n" if length is None or length else ""

@@ -22,6 +22,7 @@ _MOD = struct.Struct("<Q")
 _pack_head = _HEAD.pack
 _unpack_head = _HEAD.unpack_from
 _unpack_mod = _MOD.unpack_from
+_NO_TYPE = bytes(4)
 assert _HEAD.size == HEAD_BYTES
 
 
@@ -46,6 +47,10 @@ def mod_revision(record: Record) -> int:
 def content_type(record: Record) -> str:
     length = _unpack_head(record)[3]
     return str(record[HEAD_BYTES : HEAD_BYTES + length], "utf-8") if length else DEFAULT_CONTENT_TYPE
+
+
+def has_default_type(record: Record) -> bool:
+    return record[24:HEAD_BYTES] == _NO_TYPE
 
 
 def value(record: Record) -> bytes:
