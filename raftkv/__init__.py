@@ -6,7 +6,9 @@
                             order, revisions, the outcomes kept under idempotency keys, point-in-time images
     journal/                the write-ahead log: framing and recovery are pure, `disk.py` is the one seam to
                             the file system, `wal.py` is what Raft and the sync thread share
-    snapshot/               the state at one index as checksummed chunks and a manifest, and its stores
+    snapshot/               the state at one index as checksummed chunks and a manifest: on this node's disk
+                            (`directory.py`), and published by the leader for all (`archiver.py`,
+                            `remote.py`) in a shared directory or in Ceph (`rados.py`)
     raft/                   consensus. `core.py` is PySyncObj put right, `engine.py` one whole member without
                             clock, threads or sockets; `node.py` gives it those; `transport.py` and
                             `handshake.py` are the authenticated links. The only folder that knows pysyncobj

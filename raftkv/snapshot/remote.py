@@ -509,7 +509,10 @@ def _objects(
         for part, name in enumerate(names):
             if not going_on():
                 raise StoreFenced(f"publishing {manifest.id} was broken off")
-            data = source.read_chunk(manifest.id, number, part * OBJECT_BYTES_MAX, OBJECT_BYTES_MAX)
+            try:
+                data = source.read_chunk(manifest.id, number, part * OBJECT_BYTES_MAX, OBJECT_BYTES_MAX)
+            except OSError as error:  # of this disk: not to be taken for one of the store's
+                raise damaged(source, chunk.name, f"it can't be read: {error.strerror}") from error
             whole.update(data)
             size += len(data)
             if part == len(names) - 1 and (size, whole.hexdigest()) != (chunk.bytes, chunk.sha256):

@@ -201,6 +201,18 @@ def test_rot_on_the_local_disk_is_never_published(
     remote.publish(local, made.id, term=3, publisher="n1")
 
 
+def test_a_disk_that_cannot_be_read_here_is_not_blamed_on_the_store(
+    remote: RemoteStore, local: DirectoryStore, place: Place, tmp_path: Path
+) -> None:
+    made = publish(local, a_machine(1))
+    path = tmp_path / "local" / made.chunks[1].name
+    path.unlink()
+    path.mkdir()  # reading it is an error of the file system, even for root
+    with pytest.raises(SnapshotDamaged, match=f"{path}: it can't be read"):
+        remote.publish(local, made.id, term=3, publisher="n1")
+    assert place.names() == set()
+
+
 # --- deleting and retention ------------------------------------------------------------------------------
 
 
