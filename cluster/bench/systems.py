@@ -41,6 +41,7 @@ class System(ABC):
     about: str
     operations: tuple[Operation, ...]
     stores = True  # False: what was put can't be had back
+    address: str  # host:port of who takes the load
     in_memory = False  # True: its directory is to be on a tmpfs
 
     def __init__(self, programs: Path) -> None:
@@ -218,21 +219,22 @@ class Ceiling(WithChildren):
     def _serve(self, size: int) -> None:
         self._children.end()
         self._size = size
-        (self._port,) = free_ports(1)
+        (port,) = free_ports(1)
+        self.address = f"127.0.0.1:{port}"
         self._children.start(
             "ceiling",
-            [sys.executable, "-m", "cluster.bench.ceiling", str(self._port), str(size)],
+            [sys.executable, "-m", "cluster.bench.ceiling", str(port), str(size)],
             env={"PYTHONPATH": str(ROOT)},
         )
-        self._children.wait_until(lambda: listens(self._port), "listening")
+        self._children.wait_until(lambda: listens(port), "listening")
 
     def run(self, case: Case, tag: str, seconds: int) -> Load:
-        return load.wrk(f"http://127.0.0.1:{self._port}", requests("raftkv", case, tag), case, seconds)
+        return load.wrk(f"http://{self.address}", requests("raftkv", case, tag), case, seconds)
 
     def store(self, number: int, content: str) -> None:
         if self._size != len(content):
             self._serve(len(content))
-        ask(f"127.0.0.1:{self._port}", "PUT", f"/v1/kv/{key(number)}", content)
+        ask(self.address, "PUT", f"/v1/kv/{key(number)}", content)
 
     def fetch(self, number: int) -> str | None:
         return None
