@@ -443,11 +443,14 @@ class World:
 
     def _fault_crash_at_job(self, rng: random.Random, lasts_s: float) -> None:
         """A process ends in or around something that it does on a disk."""
-        process = self.processes[self._victim(rng)]
+        lane = rng.choice(("journal", "snapshot"))
+        self._crash_at_job(rng, lasts_s, self._victim(rng), lane)
+
+    def _crash_at_job(self, rng: random.Random, lasts_s: float, name: str, lane: str) -> None:
+        process = self.processes[name]
         if process is None:
             return
-        name, power_cut = process.name, rng.random() < 0.5
-        lane = rng.choice(("journal", "snapshot", "snapshot"))
+        power_cut = rng.random() < 0.5
         phase = rng.choice(("during", "after", "soon"))
         delay_s = rng.uniform(0.0, 0.003) if phase == "soon" else 0.0
         down_s = rng.uniform(0.0, lasts_s)
@@ -485,7 +488,8 @@ class World:
             self.scheduler.after(0.0, process.owner, process.campaign)
 
     def _fault_trap(self, rng: random.Random, lasts_s: float) -> None:
-        self._set_trap(rng, lasts_s, rng.choice(("append", *sorted(set(TRAPS.values())))))
+        kind = rng.choice(("append", "fetch", "offer", *sorted(set(TRAPS.values()))))
+        self._set_trap(rng, lasts_s, kind)
 
     def _set_trap(self, rng: random.Random, lasts_s: float, kind: str) -> None:
         """Something happens to whoever sends or gets the next message of a kind, just then."""
@@ -507,7 +511,12 @@ class World:
         def isolate_target(source: str, target: str) -> None:
             self._apart([target], lasts_s)
 
+        def crash_install(source: str, target: str) -> None:
+            self._crash_at_job(rng, lasts_s, source if kind == "fetch" else target, "snapshot")
+
         act = rng.choice((kill, power_cut, reset, isolate_target))
+        if kind in ("offer", "fetch", "part") and rng.random() < 0.5:
+            act = crash_install
         delay_s = rng.choice((0.0, rng.uniform(0.0, 0.003), rng.uniform(0.0, 0.1)))
         self._traps[kind] = (act, delay_s)
 
