@@ -507,6 +507,18 @@ class Core(SyncObj):  # type: ignore[misc]
             if peer in self.connected:
                 self._send_entries(peer, self.progress[peer], at_least_one=True)
 
+    def ask_for_echoes(self) -> None:
+        """A fresh sequence to every connected peer, for a majority to echo. Unless entries or a commit are
+        due anyway, it names no place in the log: one short answer from each peer instead of two."""
+        if self.wants_broadcast:
+            self.broadcast()
+            return
+        self.sequence += 1
+        message = Heartbeat(self.term, self.sequence)
+        for peer in self.peers:
+            if peer in self.connected:
+                self.send(peer, message, 0)
+
     def _SyncObj__sendAppendEntries(self) -> None:
         self.broadcast()
 

@@ -69,7 +69,8 @@ class AppendReply(_Message, frozen=True, tag="ar"):
 
 
 class Heartbeat(_Message, frozen=True, tag="hb"):
-    """Sent where no log position can be named (a snapshot is under way); commits nothing."""
+    """Sent where no log position can be named (a snapshot is under way) or need be (a round of reads);
+    commits nothing."""
 
     term: int
     sequence: int

@@ -144,7 +144,7 @@ class Reads:
             return
         if core.last_applied < core.noop_index:
             return
-        core.broadcast()
+        core.ask_for_echoes()
         self._round = _Round(
             core.commit_index, core.sequence, core.term, self._clock(), self._new, self._questions
         )

@@ -33,6 +33,7 @@ from raftkv.raft.messages import (
     AppendEntries,
     AppendReply,
     Entry,
+    Heartbeat,
     Message,
     ReadIndexReply,
     SnapshotOffer,
@@ -360,8 +361,9 @@ def test_one_round_serves_all_reads_that_came_before_it(trio: Trio) -> None:
     outcomes = [leader.read() for _ in range(50)]
     trio.settle()
     assert outcomes == [[None]] * 50
-    rounds = {m.sequence for who, _, m in trio.seen if who == leader.name and isinstance(m, AppendEntries)}
+    rounds = {m.sequence for who, _, m in trio.seen if who == leader.name and isinstance(m, Heartbeat)}
     assert len(rounds) == 1
+    assert not any(isinstance(m, AppendEntries | AppendReply) for _, _, m in trio.seen)
 
 
 def test_read_waits_for_its_index_to_be_applied(trio: Trio) -> None:
