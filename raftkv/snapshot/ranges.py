@@ -26,6 +26,7 @@ was away for too long. Between the two nothing can be restored; a snapshot beyon
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import struct
 from bisect import bisect_left
@@ -302,14 +303,20 @@ class Ranges:
         return removed
 
     def _names(self, cluster: str, mark: int, upto: int | None) -> tuple[list[str], int]:
-        """The objects from one mark to the next (None: to the chain's end), and the last index in them."""
-        if upto is not None and self._try_read(cluster, mark) is None:
-            return [], upto - 1  # an earlier prune was cut short after it had removed them all
-        names, first = [], mark
-        while (upto is None or first < upto) and (found := self._try_read(cluster, first)) is not None:
-            names.append(object_name(cluster, first))
-            first = found.head.last + 1
-        return names, first - 1 if upto is None else upto - 1
+        """The objects from one mark to the next (None: to the chain's end), and the last index in them. A
+        damaged one hides those between it and the next mark: they stay behind, rather than all of them."""
+        names: list[str] = []
+        first = mark
+        with contextlib.suppress(SnapshotDamaged):
+            while upto is None or first < upto:
+                name = object_name(cluster, first)
+                found = self._try_read(cluster, first)
+                if found is None:
+                    break  # the end, or where an earlier prune was cut short
+                names.append(name)
+                first = found.head.last + 1
+            return names, first - 1 if upto is None else upto - 1
+        return [*names, name], first - 1 if upto is None else upto - 1
 
     def _drop_mark(self, chain: Chain, mark: int) -> None:
         key = chain_key(chain.cluster, chain.first)

@@ -1,4 +1,4 @@
-"""The log on its way to a real Ceph whose only OSD is killed: no write waits, and nothing is missing after."""
+"""The log on its way to a real Ceph whose only OSD is killed: no write waits, nothing is missing after."""
 
 from __future__ import annotations
 

@@ -188,3 +188,14 @@ def test_an_older_chain_goes_whole_once_it_is_behind(store: Ranges, tmp_path: Pa
     assert [chain.first for chain in store.chains(CLUSTER)] == [101]
     assert all(name >= object_name(CLUSTER, 101) for name in objects(tmp_path))
     assert walked(store, 102) == [an_entry(at) for at in range(103, later.index + 1)]
+
+
+def test_a_damaged_range_does_not_stop_the_pruning_behind_it(store: Ranges, tmp_path: Path) -> None:
+    tail = fill(store, 20)
+    damaged = tmp_path / "bucket" / "objects" / object_name(CLUSTER, 10)
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    store.prune(CLUSTER, 30)
+    (chain,) = store.chains(CLUSTER)
+    assert chain.marks[0] > 20
+    assert object_name(CLUSTER, 10) not in objects(tmp_path)
+    assert walked(store, 30) == [an_entry(at) for at in range(31, tail.index + 1)]
