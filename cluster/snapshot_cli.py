@@ -246,6 +246,7 @@ def described(manifest: Manifest) -> dict[str, Any]:
         "bytes": manifest.bytes,
         "keys": manifest.keys,
         "sha256": manifest.sha256,
+        "state_hash": manifest.state_hash,
     }
 
 

@@ -201,6 +201,7 @@ def manifest_body(manifest: Manifest) -> dict[str, Any]:
         "bytes": manifest.bytes,
         "keys": manifest.keys,
         "sha256": manifest.sha256,
+        "state_hash": manifest.state_hash,
     }
 
 
