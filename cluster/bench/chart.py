@@ -57,7 +57,7 @@ def draw(samples: Sequence[Sample], subtitle: str, svg: Path, png: Path) -> None
     axes.set_xlabel("operations per second, values of 128 bytes (more is better)")
     axes.set_title(subtitle, fontsize=8, loc="left", color="#555555")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=7, loc="lower right", frameon=False)
+    axes.legend(fontsize=7, loc="upper right", frameon=False)
     figure.tight_layout()
     figure.savefig(svg, metadata={"Date": None})
     figure.savefig(png, dpi=150)

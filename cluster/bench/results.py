@@ -134,6 +134,7 @@ class Verdict:
     ratio: float | None  # None where one side was not measured
     lowest: float | None  # within one round
     highest: float | None
+    cpu_ratio: float | None = None  # CPU time of the servers a request, of the other over ours
 
     @property
     def met(self) -> bool | None:
@@ -164,6 +165,7 @@ def verdict(bar: Bar, samples: Sequence[Sample], middle: dict[tuple[str, Case], 
         over.operations_per_second / under.operations_per_second,
         min(within, default=None),
         max(within, default=None),
+        under.server_cpu_per_1000 / over.server_cpu_per_1000 if over.server_cpu_per_1000 else None,
     )
 
 
@@ -199,18 +201,19 @@ def bars_table(samples: Sequence[Sample]) -> str:
     rows = []
     for each in verdicts(samples):
         if each.ratio is None or each.lowest is None or each.highest is None:
-            rows.append((each.bar.title, "not measured", "", f"{each.bar.at_least:g}", ""))
+            rows.append((each.bar.title, "not measured", "", "", f"{each.bar.at_least:g}", ""))
             continue
         rows.append(
             (
                 each.bar.title,
                 f"{each.ratio:.2f}",
                 f"{each.lowest:.2f} to {each.highest:.2f}",
+                "" if each.cpu_ratio is None else f"{each.cpu_ratio:.2f}",
                 f"{each.bar.at_least:g}",
                 "yes" if each.met else "NO",
             )
         )
-    return markdown(("raftkv against", "ratio", "in single rounds", "at least", "met"), rows)
+    return markdown(("raftkv against", "ratio", "in single rounds", "CPU ratio", "at least", "met"), rows)
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

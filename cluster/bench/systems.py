@@ -430,7 +430,15 @@ class PlainPySyncObj(WithChildren):
                     *(f"127.0.0.1:{port + 1}", str(directory / f"journal-{port}"), *addresses),
                 ],
             )
-        self.aim()
+        self._children.wait_until(self._takes_writes, "taking writes")
+
+    def _takes_writes(self) -> bool:
+        """It has a leader some time before it takes a write."""
+        if self._find_leader():
+            with contextlib.suppress(Refused):
+                self.store(0, "ready")
+                return True
+        return False
 
     def _find_leader(self) -> bool:
         for port in self._ports:

@@ -130,6 +130,7 @@ def test_medians_and_ratios_leave_out_what_failed() -> None:
     assert verdict.ratio == pytest.approx(1100 / 300)
     assert verdict.lowest == pytest.approx(3.0)
     assert verdict.highest == pytest.approx(15.0)
+    assert verdict.cpu_ratio == 1.0
     assert verdict.met
     assert "7 requests failed" in results.problems(samples)[0]
 
