@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """raftkv and its peers under the same load, one after another, round after round.
 
-    .venv/bin/python scripts/bench.py                 everything: more than an hour
+    .venv/bin/python scripts/bench.py                 everything: an hour and a half
     .venv/bin/python scripts/bench.py --bars          only what the bars in docs/benchmarks.md need
     .venv/bin/python scripts/bench.py --quick         the same with two seconds a case and three rounds
     .venv/bin/python scripts/bench.py --redraw FILE   tables and chart of an earlier run
@@ -93,7 +93,7 @@ def main() -> int:
 
 
 def install() -> None:
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}  # start no service
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}  # no service is wanted
     command = ["apt-get", "install", "-y", "--no-install-recommends", *PACKAGES]
     subprocess.run(["apt-get", "update", "-qq"], check=True, timeout=600)
     subprocess.run(command, check=True, timeout=1800, env=environment)

@@ -13,9 +13,11 @@ import pytest
 
 from cluster.bench import campaign, chart, results
 from cluster.bench.load import Load, parse
+from cluster.bench.loadtest import DURATIONS
 from cluster.bench.requests import (
     BATCH_LINES,
     KEYS,
+    OPERATION_NAMES,
     Case,
     Dialect,
     Operation,
@@ -158,6 +160,12 @@ def test_samples_survive_the_file() -> None:
 def test_every_bar_names_a_case_that_its_systems_run() -> None:
     for system, case in {side for bar in BARS for side in (bar.over, bar.under)}:
         assert case.operation in SYSTEMS[system].operations
+
+
+def test_the_documentation_names_every_system_case_and_script() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text()
+    rows = {*(f"`{name}`" for name in (*SYSTEMS, *DURATIONS)), *OPERATION_NAMES.values()}
+    assert {row for row in rows if f"| {row} |" not in page} == set()
 
 
 def test_chart_rows_are_medians_in_the_order_of_the_groups() -> None:
