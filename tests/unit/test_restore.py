@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -344,3 +347,55 @@ def test_a_restore_that_ended_between_two_of_its_last_steps_is_a_whole_one(
     clusters = {load_or_create(directory, name).identity.cluster for name, directory in wanted.items()}
     assert len(clusters) == 1
     assert not any((directory / UNFINISHED).exists() for directory in wanted.values())
+
+
+class Killed(BaseException):
+    pass
+
+
+class Killer:
+    """The process dies at its `at`th call to the disk, and makes none after it."""
+
+    def __init__(self, at: int) -> None:
+        self._left = at
+
+    def wrap(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            self._left -= 1
+            if self._left <= 0:
+                raise Killed
+            return real(*arguments, **named)
+
+        return call
+
+
+def test_a_kill_at_any_call_to_the_disk_leaves_all_members_or_none(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recovered = recovered_state(source)
+    outcomes = []
+    for at in range(1, 1000):
+        wanted = directories(tmp_path / str(at))
+        killer = Killer(at)
+        with monkeypatch.context() as patch:
+            for name in ("fsync", "fdatasync", "rename", "replace", "unlink", "mkdir"):
+                patch.setattr(os, name, killer.wrap(getattr(os, name)))
+            try:
+                restore.restore(recovered, wanted, MEMBERS, cluster="ab" * 16)
+            except Killed:
+                pass
+            else:
+                break
+        outcomes.append({starts(name, directory) for name, directory in wanted.items()})
+    assert len(outcomes) > 40
+    assert all(len(outcome) == 1 for outcome in outcomes)
+    assert {False} in outcomes
+    assert outcomes[-1] == {True}
+
+
+def starts(name: str, directory: Path) -> bool:
+    """As a member of the cluster; an untouched directory is one of nobody yet."""
+    try:
+        return load_or_create(directory, name).founding is not None
+    except Fatal:
+        return False
