@@ -26,7 +26,7 @@ _numbers = itertools.count(1)
 class Ceph:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.conf = directory / "ceph.conf"
+        self.conf = directory / "client.conf"
         self.keyring = directory / "client.keyring"
 
     def run(self, *arguments: str) -> str:
@@ -37,6 +37,12 @@ class Ceph:
         )
         assert done.returncode == 0, f"ceph-dev.sh {arguments}: {done.stdout}{done.stderr}"
         return done.stdout
+
+    def start(self) -> None:
+        """And writes what a client's configuration usually is: without the script's own settings for one."""
+        self.run("start")
+        lines = (self.directory / "ceph.conf").read_text().splitlines(keepends=True)
+        self.conf.write_text("".join(line for line in lines if not line.startswith("objecter")))
 
     def admin(self, *arguments: str) -> str:
         return self.run("ceph", *arguments)
@@ -78,7 +84,7 @@ def ceph() -> Iterator[Ceph]:
     directory = Path(tempfile.mkdtemp(prefix="raftkv-ceph-", dir="/tmp")) / "c"
     cluster = Ceph(directory)
     try:
-        cluster.run("start")
+        cluster.start()
         yield cluster
     finally:
         cluster.run("reset")

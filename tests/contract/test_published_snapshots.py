@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from raftkv.errors import SnapshotDamaged, SnapshotMissing, StoreFenced, StoreUnavailable
@@ -304,6 +305,28 @@ def test_a_deposed_leader_can_neither_finish_nor_begin_nor_prune(
     assert place.names() == objects_of(place)
 
 
+def test_a_commit_that_is_in_force_but_was_said_to_be_too_late_is_a_success(
+    remote: RemoteStore, local: DirectoryStore, place: Place
+) -> None:
+    """As where the change took effect, and was sent once more because its answer was lost."""
+    made = publish(local, a_machine(1, 5))
+    bucket = place.bucket()
+    change = bucket.change
+
+    def sent_twice(generation: int, put: Mapping[str, bytes], drop: Iterable[str]) -> bool:
+        drop = list(drop)
+        done = change(generation, put, drop)
+        commits = any(key.startswith("s/") for key in put)
+        return change(generation, put, drop) if commits else done
+
+    bucket.change = sent_twice  # type: ignore[method-assign]
+    RemoteStore(bucket).publish(local, made.id, term=3, publisher="n1")
+    bucket.change = change  # type: ignore[method-assign]
+    assert remote.list() == [made]
+    remote.prune(cluster=CLUSTER, term=3)
+    assert place.names() == objects_of(place)
+
+
 def test_a_publication_that_is_broken_off_leaves_nothing(
     remote: RemoteStore, local: DirectoryStore, place: Place
 ) -> None:
@@ -558,6 +581,19 @@ def test_every_flip_and_truncation_is_found_before_data_is_served(
                 fresh.list()
         place.overwrite(name, good)
     verify(RemoteStore(place.bucket()), made.id)
+
+
+def test_another_manifest_in_its_place_is_damage(
+    remote: RemoteStore, local: DirectoryStore, place: Place
+) -> None:
+    """One that agrees with itself, and has the same id and as many chunks."""
+    made = publish(local, a_machine(1))
+    remote.publish(local, made.id, term=3, publisher="n1")
+    (attempt,) = remote_module.attempts(place.bucket().index(), "s", None)
+    place.overwrite(attempt.manifest_object, encode_manifest(msgspec.structs.replace(made, log_time_ms=1)))
+    for ask in (remote.manifest, lambda name: load_machine(remote, name), lambda _: remote.list()):
+        with pytest.raises(SnapshotDamaged, match="not the manifest that the index knows"):
+            ask(made.id)
 
 
 def test_a_lost_object_is_damage_and_never_a_shorter_list(

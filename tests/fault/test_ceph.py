@@ -5,6 +5,7 @@ Runs with shorter timeouts than a node's, so that each case takes seconds.
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -187,6 +188,18 @@ def test_with_the_monitor_down_an_open_handle_works_and_a_new_one_is_refused_in_
     ceph.run("start-mon")
     assert fresh.list() == [made]
     assert_whole(ceph, location, [made])
+
+
+def test_a_write_that_failed_among_others_is_not_taken_for_done(location: Location) -> None:
+    """Each completion has its own result; nothing else tells of this one."""
+    bucket = RadosBucket(location)
+    objects = [("a", b"1"), ("x" * 3_000, b"2"), ("b", b"3")]  # a name that no OSD takes
+    with pytest.raises(StoreUnavailable, match=f"errno {errno.ENAMETOOLONG}"):
+        bucket.write(objects)
+    with pytest.raises(StoreUnavailable, match=f"errno {errno.ENAMETOOLONG}"):
+        bucket.remove(name for name, _ in objects)
+    bucket.write(objects[::2])
+    bucket.close()
 
 
 # --- refusals ----------------------------------------------------------------------------------------------
