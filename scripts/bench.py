@@ -196,11 +196,18 @@ def show(samples: list[results.Sample], about: dict[str, Any], picture: Path) ->
     subtitle = (
         f"{about['date'][:10]}, {about['cores']} cores shared by servers and load generator, three nodes"
     )
+    if not chart.bars(samples):
+        print("no chart: none of its cases was measured")
+        return verdict(samples)
     try:
         chart.draw(samples, subtitle, picture.with_suffix(".svg"), picture.with_suffix(".png"))
         print(f"chart: {picture.with_suffix('.svg')} and .png")
     except ImportError:
         print("no chart: matplotlib is in the bench extra: .venv/bin/pip install -e '.[bench]'")
+    return verdict(samples)
+
+
+def verdict(samples: list[results.Sample]) -> int:
     failed = results.problems(samples)
     print(
         "\n".join(["", "FAILED", *failed])

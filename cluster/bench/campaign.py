@@ -85,9 +85,14 @@ def warm_up(system: System) -> None:
 
 def fill(system: System, size: int) -> None:
     """Every key, so that no read finds nothing."""
-    with ThreadPoolExecutor(FILLING_THREADS if system.stores else 1) as threads:
-        numbers = range(KEYS if system.stores else 1)
-        list(threads.map(lambda number: system.store(number, value(number, "fill", size)), numbers))
+    system.store(
+        0, value(0, "fill", size)
+    )  # on this thread: a process that it starts lives as long as the thread
+    if system.stores:
+        with ThreadPoolExecutor(FILLING_THREADS) as threads:
+            list(
+                threads.map(lambda number: system.store(number, value(number, "fill", size)), range(1, KEYS))
+            )
 
 
 def measure(number: int, system: System, case: Case, seconds: int) -> Sample:

@@ -15,7 +15,8 @@ from typing import Literal
 
 KEYS = 1000
 MIX_WRITE_EVERY = 10  # one in ten requests of the mix is a PUT
-BATCH_LINES = 1000
+BATCH_LINES_MAX = 1000
+BATCH_BYTES_MAX = 1 << 20  # of values in one body
 
 Operation = Literal["put", "get", "stale", "mix", "batch"]
 Dialect = Literal["raftkv", "etcd", "plain"]
@@ -42,7 +43,10 @@ class Case:
         return self.operation in ("put", "mix", "batch")
 
     def __str__(self) -> str:
-        return f"{OPERATION_NAMES[self.operation]}, {self.value_bytes} B, {self.connections} connections"
+        plural = "s" if self.connections > 1 else ""
+        return (
+            f"{OPERATION_NAMES[self.operation]}, {self.value_bytes} B, {self.connections} connection{plural}"
+        )
 
 
 def key(number: int) -> str:
@@ -87,12 +91,15 @@ def get(dialect: Dialect, number: int, *, stale: bool) -> bytes:
     return request("GET", f"/v1/kv/{key(number)}" + ("?consistency=stale" if stale else ""))
 
 
-def batch(number: int, tag: str, size: int) -> bytes:
-    """`BATCH_LINES` puts as one NDJSON body; only raftkv has that."""
-    numbers = ((number * BATCH_LINES + line) % KEYS for line in range(BATCH_LINES))
+def batch_lines(size: int) -> int:
+    return min(BATCH_LINES_MAX, BATCH_BYTES_MAX // size)
+
+
+def batch(tag: str, size: int) -> bytes:
+    """The first keys as puts of one NDJSON body; only raftkv has that."""
     lines = (
         json.dumps({"op": "put", "key": key(each), "value": value(each, tag, size)}) + "\n"
-        for each in numbers
+        for each in range(batch_lines(size))
     )
     return request("POST", "/v1/batch", "".join(lines), "application/x-ndjson")
 
@@ -114,11 +121,11 @@ def requests(dialect: Dialect, case: Case, tag: str) -> list[bytes]:
                 for number in range(KEYS)
             ]
         case "batch":
-            return [batch(0, tag, size)]
+            return [batch(tag, size)]
 
 
 def operations_a_request(case: Case) -> int:
-    return BATCH_LINES if case.operation == "batch" else 1
+    return batch_lines(case.value_bytes) if case.operation == "batch" else 1
 
 
 def written(case: Case, requests_done: int) -> range:
@@ -142,7 +149,7 @@ def writes_expected(case: Case, requests_done: int) -> int:
         case "mix":
             return requests_done // MIX_WRITE_EVERY
         case "batch":
-            return requests_done * BATCH_LINES
+            return requests_done * operations_a_request(case)
         case _:
             return 0
 

@@ -39,7 +39,7 @@ def test_bench_measures_raftkv_against_its_ceiling(tmp_path: Path) -> None:
     done, document = bench(
         tmp_path,
         *("--systems", "raftkv", "ceiling", "--operations", "put", "get", "--connections", "16"),
-        *("--value-bytes", "128", "--seconds", "1", "--rounds", "1"),
+        *("--value-bytes", "128", "4096", "--seconds", "1", "--rounds", "1"),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     samples = [from_document(each) for each in document["samples"]]

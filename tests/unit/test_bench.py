@@ -15,13 +15,13 @@ from cluster.bench import campaign, chart, results
 from cluster.bench.load import Load, parse
 from cluster.bench.loadtest import DURATIONS
 from cluster.bench.requests import (
-    BATCH_LINES,
     KEYS,
     OPERATION_NAMES,
     Case,
     Dialect,
     Operation,
     key,
+    operations_a_request,
     pack,
     requests,
     value,
@@ -78,11 +78,14 @@ def test_a_stale_read_says_so_and_a_linearizable_one_does_not() -> None:
         assert not any(word in each for each in requests(dialect, GET, ""))  # type: ignore[arg-type]
 
 
-def test_a_batch_is_that_many_lines_of_puts() -> None:
-    (request,) = requests("raftkv", Case("batch", 128, 4), "tag")
+@pytest.mark.parametrize(("size", "count"), [(128, 1000), (4096, 256)])
+def test_a_batch_is_one_body_of_bounded_size(size: int, count: int) -> None:
+    case = Case("batch", size, 4)
+    (request,) = requests("raftkv", case, "tag")
     lines = [json.loads(line) for line in parsed(request)[2].splitlines()]
-    assert len(lines) == BATCH_LINES
-    assert lines[7] == {"op": "put", "key": key(7), "value": value(7, "tag", 128)}
+    assert len(lines) == operations_a_request(case) == count
+    assert writes_expected(case, 3) == 3 * count
+    assert lines[7] == {"op": "put", "key": key(7), "value": value(7, "tag", size)}
 
 
 def test_values_have_their_size_and_differ_by_key_and_tag() -> None:
