@@ -2,8 +2,8 @@
 
 Lines are proposed in their order, without waiting for one another, up to a bound on their number and bytes;
 a `get` waits for the lines before it, and those after it for the `get`, so that it sees the former and not
-the latter. When the bound is reached, or the client does
-not take its answers, no more of the body is read: neither side ever holds the whole.
+the latter. When the bound is reached, or the client does not take its answers, no more of the body is read:
+neither side ever holds the whole.
 
 A line answers with the status, code and outcome of the same single call. A key for the whole batch in
 `Idempotency-Key` becomes one for each line that has none.
@@ -72,24 +72,30 @@ class Batch:
         last line that says so, and the connection."""
         out = bytearray()
         failure: RaftkvError | None = None
-        async with asyncio.TaskGroup() as group:
-            reader = group.create_task(self._read(group))
-            while True:
-                if out and (len(out) >= OUT_BYTES or self._queue.empty()):
-                    yield bytes(out)
-                    out.clear()
-                answer = await self._queue.get()
-                if answer is None:
-                    break
-                if isinstance(answer, RaftkvError):
-                    out += self._refused(answer)
-                    failure = answer
-                    break
-                if out and not answer.done():
-                    yield bytes(out)
-                    out.clear()
-                out += await answer
-            await reader
+        gone = False
+        try:
+            async with asyncio.TaskGroup() as group:
+                reader = group.create_task(self._read(group))
+                while True:
+                    if out and (len(out) >= OUT_BYTES or self._queue.empty()):
+                        yield bytes(out)
+                        out.clear()
+                    answer = await self._queue.get()
+                    if answer is None:
+                        break
+                    if isinstance(answer, RaftkvError):
+                        out += self._refused(answer)
+                        failure = answer
+                        break
+                    if out and not answer.done():
+                        yield bytes(out)
+                        out.clear()
+                    out += await answer
+                await reader
+        except* GeneratorExit:  # closed at a yield: the client is gone, and the group has ended its tasks
+            gone = True
+        if gone:
+            return
         if out:
             yield bytes(out)
         if failure is not None:

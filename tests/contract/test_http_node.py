@@ -6,13 +6,15 @@ import asyncio
 import json
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import replace
-from typing import cast
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from raftkv.api.app import connections_within
+from raftkv.api.batch import Batch
 from raftkv.api.limits import Limits
 from raftkv.errors import CommitTimeout, LeaderChanged, NoLeader, NotReady, Overloaded
 from raftkv.kv.command import Put
@@ -589,3 +591,23 @@ async def test_one_snapshot_at_a_time(node: Node) -> None:
     assert first.headers["location"] == second.headers["location"]
     assert (await node.http("GET", first.headers["location"])).json["state"] == "running"
     node.consensus.release()
+
+
+async def test_a_batch_that_is_closed_between_answers_ends_without_a_word(node: Node) -> None:
+    """A client that is gone has the generator closed where it yields: that is no failure of its tasks."""
+
+    async def one_line_and_no_end() -> AsyncIterator[bytes]:
+        yield b'{"key": "a", "value": "1"}\n'
+        await asyncio.Event().wait()
+
+    call = SimpleNamespace(
+        headers={},
+        limits=Limits(),
+        service=node.service,
+        timeout_s=5.0,
+        body=SimpleNamespace(pieces=one_line_and_no_end),
+    )
+    answers = cast(AsyncGenerator[bytes, None], Batch(cast(Any, call)).answers())
+    assert b'"status":201' in await anext(answers)
+    await answers.aclose()
+    assert len(node.consensus.proposed) == 1
