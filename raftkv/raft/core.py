@@ -32,6 +32,7 @@ from pysyncobj.transport import Transport
 from raftkv.raft.messages import (
     AppendEntries,
     AppendReply,
+    Commit,
     Echo,
     Entry,
     Heartbeat,
@@ -148,7 +149,8 @@ class Core(SyncObj):  # type: ignore[misc]
     `apply(index, term, payload)` is called for each committed entry in order; what it raises stops the node.
     `offer_snapshot(peer, sequence)` is called where a peer needs entries that the log no longer has.
     `wants_broadcast` asks the owner to call `broadcast` once the input at hand has been dealt with, so that
-    one message carries what several reasons asked for.
+    one message carries what several reasons asked for; `wants_commit_told`, where that is all there is to
+    say, to call `tell_commit`.
     """
 
     _SyncObj__raftLog = _JournalSlot()
@@ -181,6 +183,7 @@ class Core(SyncObj):  # type: ignore[misc]
         self.connected: set[str] = set()
         self.sequence = 0
         self.wants_broadcast = False
+        self.wants_commit_told = False
         self.noop_index = 0
         self.last_leader_contact = float("-inf")
         self._votes: set[str] = set()
@@ -336,6 +339,8 @@ class Core(SyncObj):  # type: ignore[misc]
                 self._on_echo(peer, message)
             case Heartbeat():
                 self.accept_leader(peer, message.term, message.sequence)
+            case Commit():
+                self._on_commit(peer, message)
             case PreVote():
                 self._on_pre_vote(peer, message)
             case PreVoteReply():
@@ -399,6 +404,12 @@ class Core(SyncObj):  # type: ignore[misc]
 
     def accept_leader(self, peer: str, term: int, sequence: int) -> bool:
         """Follow the leader of `term` if it is not stale, and echo; False: drop the message."""
+        if not self._follow(peer, term, sequence):
+            return False
+        self.send(peer, Echo(term, sequence), 0)
+        return True
+
+    def _follow(self, peer: str, term: int, sequence: int) -> bool:
         if term < self.term:
             # Tell the sender of the newer term, or it would lead on until it hears it elsewhere.
             self.send(peer, AppendReply(self.term, sequence, False, self.last_index), 0)
@@ -408,8 +419,11 @@ class Core(SyncObj):  # type: ignore[misc]
             self._become_follower(term, leader=peer)
         self._restart_election_timer()
         self.last_leader_contact = self.clock()
-        self.send(peer, Echo(term, sequence), 0)
         return True
+
+    def _on_commit(self, peer: str, message: Commit) -> None:
+        if self._follow(peer, message.term, 0) and self.term_at(message.index) == message.index_term:
+            self._commit(message.index)
 
     def _on_append_entries(self, peer: str, message: AppendEntries) -> None:
         if not self.accept_leader(peer, message.term, message.sequence):
@@ -500,12 +514,24 @@ class Core(SyncObj):  # type: ignore[misc]
 
     def broadcast(self) -> None:
         """To every connected peer: the entries it lacks, as far as its window allows, or a heartbeat."""
-        self.wants_broadcast = False
+        self.wants_broadcast = self.wants_commit_told = False
         self._next_heartbeat = self.clock() + self.timing.heartbeat_s
         self.sequence += 1
         for peer in self.peers:
             if peer in self.connected:
                 self._send_entries(peer, self.progress[peer], at_least_one=True)
+
+    def tell_commit(self) -> None:
+        """To every connected peer: how far it may apply; for when there is nothing else to send."""
+        self.wants_commit_told = False
+        index = self.commit_index
+        index_term = self.term_at(index)
+        if not self.is_leader or index_term is None:
+            return
+        message = Commit(self.term, index, index_term)
+        for peer in self.peers:
+            if peer in self.connected:
+                self.send(peer, message, 0)
 
     def ask_for_echoes(self) -> None:
         """A fresh sequence to every connected peer, for a majority to echo. Unless entries or a commit are
@@ -571,7 +597,7 @@ class Core(SyncObj):  # type: ignore[misc]
         index = min(durable, quorum_index([durable, *(p.match_index for p in self.progress.values())]))
         if index > self.commit_index and self.term_at(index) == self.term:
             self._commit(index)
-            self.wants_broadcast = True  # so that followers apply now, not at the next heartbeat [13]
+            self.wants_commit_told = True  # so that followers apply now, not at the next heartbeat [13]
 
     def _commit(self, index: int) -> None:
         if index > self.commit_index:

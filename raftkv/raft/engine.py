@@ -264,6 +264,8 @@ class Engine:
             self.agreement.pump()
             if self.core.wants_broadcast:
                 self.core.broadcast()
+            elif self.core.wants_commit_told:
+                self.core.tell_commit()
             self._start_sync()
             self.compaction.pump()
         except Exception as error:  # noqa: BLE001 the edge, as in _input

@@ -68,6 +68,16 @@ class AppendReply(_Message, frozen=True, tag="ar"):
     match_index: int
 
 
+class Commit(_Message, frozen=True, tag="co"):
+    """The leader's log is committed up to `index`, whose entry is of `index_term`. Who has that very entry
+    has the leader's log up to it (Log Matching, Raft §5.3), and commits; who has not passes it over. It is
+    not answered: what it says comes again with the next message that has a place in the log."""
+
+    term: int
+    index: int
+    index_term: int
+
+
 class Heartbeat(_Message, frozen=True, tag="hb"):
     """Sent where no log position can be named (a snapshot is under way) or need be (a round of reads);
     commits nothing."""
@@ -152,6 +162,7 @@ Message = (
     | VoteReply
     | AppendEntries
     | AppendReply
+    | Commit
     | Heartbeat
     | Echo
     | SnapshotOffer

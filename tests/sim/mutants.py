@@ -62,6 +62,16 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
     ),
     _mutant(
+        "told-commit-unverified",
+        "a follower believes the leader's word on the commit index for whatever entry stands there [1]",
+        (
+            core.Core,
+            "_on_commit",
+            "and self.term_at(message.index) == message.index_term:",
+            "and message.index <= self.last_index:",
+        ),
+    ),
+    _mutant(
         "snapshot-acks-whole-log",
         "a follower's installed snapshot counts for all of the leader's log [1]",
         (core.Core, "snapshot_acknowledged", "progress.matched(index)", "progress.matched(self.last_index)"),
@@ -354,10 +364,22 @@ def planted(mutant: Mutant | None) -> Iterator[None]:
         yield
 
 
-def _edited(edit: Edit) -> Any:
+def _function(edit: Edit) -> Any:
     found = inspect.getattr_static(edit.owner, edit.name)
-    function: Any = found.fget if isinstance(found, property) else getattr(found, "__func__", found)
-    source = getattr(function, "mutated_source", None) or textwrap.dedent(inspect.getsource(function))
+    return found.fget if isinstance(found, property) else getattr(found, "__func__", found)
+
+
+# Read at once: the files may change while a long hunt goes on.
+_SOURCES = {
+    (edit.owner, edit.name): textwrap.dedent(inspect.getsource(_function(edit)))
+    for mutant in MUTANTS
+    for edit in mutant.edits
+}
+
+
+def _edited(edit: Edit) -> Any:
+    function = _function(edit)
+    source: str = getattr(function, "mutated_source", _SOURCES[edit.owner, edit.name])
     if source.count(edit.old) != 1:
         raise LookupError(
             f"{edit.name} has {edit.old!r} {source.count(edit.old)} times: the mutant needs new words"
@@ -368,7 +390,6 @@ def _edited(edit: Edit) -> Any:
     code = compile(source, f"<mutant of {edit.name}>", "exec", flags=flags, dont_inherit=True)
     exec(code, {**sys.modules[function.__module__].__dict__, "contextlib": contextlib}, namespace)
     changed = namespace[edit.name]
-    if isinstance(changed, property | classmethod | staticmethod):
-        return changed
-    changed.mutated_source = source
+    if not isinstance(changed, property):
+        changed.mutated_source = source
     return changed

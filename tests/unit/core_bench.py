@@ -125,6 +125,8 @@ class Bench:
         self.core.apply_committed(1000)
         if self.core.wants_broadcast:
             self.core.broadcast()
+        elif self.core.wants_commit_told:
+            self.core.tell_commit()
 
     def receive(self, peer: str, message: Message) -> list[Message]:
         """What it sends to `peer` in answer."""

@@ -27,6 +27,7 @@ from raftkv.raft.core import Timing
 from raftkv.raft.messages import (
     AppendEntries,
     AppendReply,
+    Commit,
     Echo,
     Entry,
     Heartbeat,
@@ -443,7 +444,30 @@ def test_entries_and_commits_are_sent_at_once(monkeypatch: pytest.MonkeyPatch) -
     assert [m.entries for _, m, _ in ours.sent if isinstance(m, AppendEntries)] == [(Entry(1, X),)] * 2
     ours.sent.clear()
     ours.receive("n2", AppendReply(1, ours.core.sequence, True, index))
-    assert {m.commit_index for _, m, _ in ours.sent if isinstance(m, AppendEntries)} == {index}
+    assert [m for _, m, _ in ours.sent] == [Commit(1, index, 1)] * 2
+
+
+def test_a_commit_counts_only_where_the_log_has_that_very_entry() -> None:
+    """Row 1 again: a divergent tail is not committed by a message that did not verify it."""
+    ours = Bench()
+    ours.receive("n2", AppendEntries(1, 1, 1, 0, 1, (Entry(1, X), Entry(1, X))))
+    assert ours.receive("n2", Commit(1, 3, 2)) == []
+    assert ours.receive("n2", Commit(1, 4, 1)) == []
+    assert ours.core.commit_index == 1
+    assert ours.receive("n2", Commit(1, 2, 1)) == []
+    assert ours.core.commit_index == 2
+    assert ours.receive("n2", Commit(1, 1, 0)) == []
+    assert ours.core.commit_index == 2
+
+
+def test_a_deposed_leaders_commit_is_refused() -> None:
+    ours = Bench()
+    ours.receive("n2", AppendEntries(1, 1, 1, 0, 1, (Entry(1, X),)))
+    ours.receive("n3", Heartbeat(2, 1))
+    [refusal] = ours.receive("n2", Commit(1, 2, 1))
+    assert isinstance(refusal, AppendReply)
+    assert (refusal.term, refusal.success) == (2, False)
+    assert ours.core.commit_index == 1
 
 
 def test_a_silent_follower_is_not_sent_more_than_the_window() -> None:
