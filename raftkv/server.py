@@ -42,8 +42,8 @@ LEAVE_S = 6.0
 # Open connections get this long to take the answers that are on their way to them.
 API_CLOSE_S = 2.0
 
-# How long the loop may keep the interpreter from the journal's thread, which wants it for a moment to say that
-# a commit is on disk. Python's own 5 ms are several times what the disk takes.
+# How long the loop may keep the interpreter from the journal's thread, which wants it for a moment, to say
+# that a commit is on disk. Python's own 5 ms are several times what the disk takes.
 SWITCH_S = 0.0005
 
 EXIT_OK, EXIT_FATAL, EXIT_USAGE = 0, 1, 2
