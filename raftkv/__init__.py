@@ -12,8 +12,8 @@
                             log between snapshots (`ranges.py`)
     raft/                   consensus. `core.py` is PySyncObj put right, `engine.py` one whole member without
                             clock, threads or sockets; `node.py` gives it those; `transport.py` and
-                            `handshake.py` are the authenticated links; `restore.py` makes a new cluster of what a
-                            store has. The only folder that knows pysyncobj
+                            `handshake.py` are the authenticated links; `restore.py` makes a new cluster
+                            of what a store has. The only folder that knows pysyncobj
     service.py              what a client can ask, without HTTP: deadlines, consistency, admission
     api/                    HTTP: parsing, routes, the one table from errors to statuses, OpenAPI
     config.py               one table for flags, environment and TOML
