@@ -367,6 +367,30 @@ class Turn:
 
 
 class HotConnection(asyncio.Protocol):
+    __slots__ = (
+        "_active_at",
+        "_blocked",
+        "_flush_is_due",
+        "_half_closed",
+        "_head_bytes_max",
+        "_held",
+        "_held_bytes",
+        "_held_since",
+        "_leaving",
+        "_listener",
+        "_loop",
+        "_over",
+        "_reading_paused",
+        "_stalled",
+        "_taking",
+        "_transport",
+        "_turns",
+        "_wanted_bytes",
+        "_writing_paused",
+        "server",
+        "service",
+    )
+
     def __init__(self, server: Server, listener: Cold, loop: asyncio.AbstractEventLoop) -> None:
         self.server = server
         self.service = server.service
@@ -383,6 +407,7 @@ class HotConnection(asyncio.Protocol):
         self._writing_paused = False
         self._reading_paused = False
         self._taking = False
+        self._flush_is_due = False
         self._leaving = False  # to the cold path, once all turns are over
         self._half_closed = False
         self._over = False
@@ -657,11 +682,13 @@ class HotConnection(asyncio.Protocol):
             return  # those before it come first, or the caller will flush
         if len(turns) == 1:
             self.flush()
-        else:
+        elif not self._flush_is_due:
+            self._flush_is_due = True
             self.server.flush_soon(self)  # the others may be about to have theirs
 
     def flush(self) -> None:
         """Writes the answers that are ready and in turn."""
+        self._flush_is_due = False
         server, turns = self.server, self._turns
         times = server.metrics.times
         now = self._loop.time()
