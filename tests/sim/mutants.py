@@ -151,7 +151,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "stale-leader-obeyed",
         "appends of a deposed leader are taken [6]",
-        (core.Core, "accept_leader", "if term < self.term:", "if False:"),
+        (core.Core, "_follow", "if term < self.term:", "if False:"),
     ),
     _mutant(
         "vote-forgotten",

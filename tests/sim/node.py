@@ -451,7 +451,7 @@ def small_bounds(rng: random.Random) -> Iterator[None]:
     """Bounds made for megabytes, made for a few bytes: so that messages, batches, pages and chunks are
     many."""
     bounds: tuple[tuple[Any, str, tuple[int, ...]], ...] = (
-        (core, "APPEND_BYTES_MAX", (1, 100, 1000, core.APPEND_BYTES_MAX)),
+        (core, "APPEND_BYTES_MAX", (1, 1, 100, core.APPEND_BYTES_MAX)),
         (core, "IN_FLIGHT_MESSAGES_MAX", (1, 2, 8, core.IN_FLIGHT_MESSAGES_MAX)),
         (proposals, "BATCH_COMMANDS_MAX", (1, 3, proposals.BATCH_COMMANDS_MAX)),
         (compaction, "PAGE_RECORDS", (1, 3, compaction.PAGE_RECORDS)),
