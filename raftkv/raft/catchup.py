@@ -6,6 +6,9 @@ before it is kept, and fetched again if it is bad; what is fetched stays, so the
 resumes where it was. A snapshot at or below the commit index is never installed: the follower answers
 with what it has. The state machine is built on a worker thread, and takes over in one step.
 
+Where the cluster shares a store, the follower reads the chunks there, and spares its leader the work; at the
+first one that the store does not give, or gives wrong, it turns to the leader for the rest.
+
     leader                      follower
       SnapshotOffer(manifest) ->
                               <- SnapshotFetch(id, chunk, offset)
@@ -17,7 +20,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from raftkv.errors import Fatal, RaftkvError, SnapshotDamaged
 from raftkv.kv.machine import Machine
@@ -35,11 +38,30 @@ log = logging.getLogger("raftkv.snapshot")
 PART_BYTES_MAX = 256 << 10
 # No part for this long: it went down with a connection, so ask again.
 PART_WAIT_S = 1.0
+# The lane of jobs that ask the shared store: they may hang as long as the store's own timeouts allow.
+STORE_LANE = "snapshot-store"
+
+
+class ChunkSource(Protocol):
+    """A store that may hold the very snapshot that the leader offers, under the same id."""
+
+    def read_chunk(self, snapshot: str, number: int) -> bytes:
+        """The whole chunk, not verified. Blocks; raises whatever keeps it from answering."""
 
 
 class Catchup:
-    def __init__(self, engine: Engine, store: Store, ports: Ports, clock: Callable[[], float]) -> None:
+    """`elsewhere` is the store that the cluster shares, None without one."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        store: Store,
+        ports: Ports,
+        clock: Callable[[], float],
+        elsewhere: ChunkSource | None = None,
+    ) -> None:
         self._engine = engine
+        self._elsewhere = elsewhere
         self._store = store
         self._ports = ports
         self._clock = clock
@@ -128,7 +150,7 @@ class _Fetch:
         self._offset = 0
         self._asked_at = 0.0
         self._busy = False
-        self._abandoned = False
+        self._elsewhere = catchup._elsewhere  # until it fails once
 
     def begin(self) -> None:
         self._run(lambda: self._catchup._store.receive(self.manifest), self._begun)
@@ -178,8 +200,26 @@ class _Fetch:
 
     def _ask(self) -> None:
         self._asked_at = self._catchup._clock()
+        if self._elsewhere is not None:
+            self._read_elsewhere(self._elsewhere, self._missing[0])
+            return
         fetch = SnapshotFetch(self.manifest.id, self._missing[0], self._offset)
         self._catchup._engine.core.send(self.peer, fetch, 0)
+
+    def _read_elsewhere(self, source: ChunkSource, number: int) -> None:
+        self._busy = True
+
+        def done(result: Any) -> None:
+            self._busy = False
+            if isinstance(result, BaseException):
+                log.info("snapshot_from_leader snapshot=%s store_said=%s", self.manifest.id, result)
+                self._elsewhere = None
+                self._catchup._engine._input(self._ask)
+            else:
+                self._parts = [result]
+                self._catchup._engine._input(lambda: self._keep_chunk(number))
+
+        self._ports.run(STORE_LANE, lambda: source.read_chunk(self.manifest.id, number), done)
 
     def _keep_chunk(self, number: int) -> None:
         receiver, data = self._receiver, b"".join(self._parts)
@@ -210,6 +250,7 @@ class _Fetch:
                 # The bytes that came are not what the manifest says: fetch this chunk again [5].
                 log.warning("snapshot_chunk_refused peer=%s error=%s", self.peer, result)
                 self._parts, self._offset = [], 0
+                self._elsewhere = None
                 self._asked_at = self._catchup._clock()
             elif isinstance(result, BaseException):
                 log.error("snapshot_fetch_failed snapshot=%s error=%s", self.manifest.id, result)

@@ -28,7 +28,7 @@ from raftkv.kv.command import decode_entry
 from raftkv.kv.machine import Machine
 from raftkv.model import Applied, Membership
 from raftkv.raft.agreement import Agreement
-from raftkv.raft.catchup import Catchup
+from raftkv.raft.catchup import Catchup, ChunkSource
 from raftkv.raft.compaction import Compaction, CompactionLimits
 from raftkv.raft.core import Core, Timing
 from raftkv.raft.messages import (
@@ -89,6 +89,7 @@ class Engine:
         compaction: CompactionLimits,
         waiting_commands_max: int = 20_000,
         waiting_bytes_max: int = 64 << 20,
+        elsewhere: ChunkSource | None = None,
     ) -> None:
         self.name = name
         self.membership = membership
@@ -130,7 +131,7 @@ class Engine:
         )
         self.compaction = Compaction(self, store, ports, snapshot, compaction, clock)
         self.agreement = Agreement(self, clock)
-        self.catchup = Catchup(self, store, ports, clock)
+        self.catchup = Catchup(self, store, ports, clock, elsewhere)
 
     # --- inputs -----------------------------------------------------------------------------------------
 

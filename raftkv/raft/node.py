@@ -39,6 +39,7 @@ from raftkv.kv.command import Command, encode
 from raftkv.kv.machine import Machine
 from raftkv.model import Applied, Member
 from raftkv.raft import opening
+from raftkv.raft.catchup import STORE_LANE
 from raftkv.raft.compaction import CompactionLimits
 from raftkv.raft.core import Timing
 from raftkv.raft.engine import Engine
@@ -113,6 +114,7 @@ class RaftNode:
         self._archive_lane = Lane("raftkv-archive")
         self._log_archive: LogArchive | None = None
         self._log_archive_lane = Lane("raftkv-log-archive")
+        self._store_lane = Lane("raftkv-" + STORE_LANE)
         self._store_calls = 0
         self._ticks = 0
         self.threads_left = False  # after `stop`: some still wait for a store
@@ -208,7 +210,7 @@ class RaftNode:
             self._archiver.stop()
         if self._log_archive is not None:
             self._log_archive.stop()
-        lanes = (self._archive_lane, self._log_archive_lane)
+        lanes = (self._archive_lane, self._log_archive_lane, self._store_lane)
         ended = all([await asyncio.to_thread(lane.close, STOP_STORE_S) for lane in lanes])
         self.threads_left = not ended or self._store_calls > 0
         if not self.threads_left:
@@ -258,7 +260,11 @@ class RaftNode:
         self._transport.send(peer, message)
 
     def run(self, lane: str, job: Callable[[], Any], done: Callable[[Any], None]) -> None:
-        if not self._stopping:
+        if self._stopping:
+            return
+        if lane == STORE_LANE:
+            self._store_lane.submit(self._work(job, done))
+        else:
             self._lanes[lane].submit(self._work(job, done))
 
     def _work(self, job: Callable[[], Any], done: Callable[[Any], None]) -> Callable[[], None]:
@@ -325,6 +331,7 @@ class RaftNode:
             rng=random.Random(),
             timing=self._settings.timing,
             compaction=self._settings.compaction,
+            elsewhere=self._remote,
         )
         if self._remote is not None:
             self._archiver = Archiver(

@@ -79,6 +79,7 @@ class Node:
             timing=Timing(),
             compaction=bench.compaction,
             waiting_commands_max=10,
+            elsewhere=bench.shared,
         )
 
     def send(self, peer: str, message: Message) -> None:
@@ -122,9 +123,28 @@ class Node:
         return outcome
 
 
+class SharedStore:
+    """What a store that the cluster shares answers; `chunks` by (snapshot, number)."""
+
+    def __init__(self) -> None:
+        self.chunks: dict[tuple[str, int], bytes] = {}
+        self.asked: list[tuple[str, int]] = []
+
+    def read_chunk(self, snapshot: str, number: int) -> bytes:
+        self.asked.append((snapshot, number))
+        return self.chunks[snapshot, number]
+
+    def publish(self, node: Node) -> None:
+        manifest = node.engine.compaction.manifest
+        assert manifest is not None
+        for number in range(len(manifest.chunks)):
+            self.chunks[manifest.id, number] = node.store.read_chunk(manifest.id, number)
+
+
 class Trio:
-    def __init__(self, compaction: CompactionLimits | None = None) -> None:
+    def __init__(self, compaction: CompactionLimits | None = None, shared: SharedStore | None = None) -> None:
         self.clock = Clock()
+        self.shared = shared
         self.compaction = compaction or CompactionLimits()
         self.cut: set[str] = set()
         self.seen: list[tuple[str, str, Message]] = []
@@ -451,9 +471,9 @@ def test_draining_leader_takes_nothing_new_and_hands_over(trio: Trio) -> None:
 # --- snapshots ----------------------------------------------------------------------------------------------
 
 
-def grown_past_a_follower() -> tuple[Trio, Node, Node]:
+def grown_past_a_follower(shared: SharedStore | None = None) -> tuple[Trio, Node, Node]:
     """A leader whose log no longer reaches back to where a cut-off follower stands."""
-    trio = Trio(CompactionLimits(log_entries_max=10))
+    trio = Trio(CompactionLimits(log_entries_max=10), shared)
     leader = trio.elect()
     behind = trio.follower_of(leader)
     trio.cut = {behind.name}
@@ -520,3 +540,32 @@ def test_snapshot_at_or_below_commit_is_not_installed() -> None:
     trio.wait(1)
     assert behind.engine.machine is machine
     assert behind.engine.core.last_applied >= applied_index
+
+
+def parts_for(trio: Trio, node: Node) -> list[SnapshotPart]:
+    return [m for _, to, m in trio.seen if to == node.name and isinstance(m, SnapshotPart)]
+
+
+def test_snapshot_comes_from_the_shared_store_where_it_is_there() -> None:
+    shared = SharedStore()
+    trio, leader, behind = grown_past_a_follower(shared)
+    shared.publish(leader)
+    trio.cut = set()
+    trio.wait(1)
+    assert behind.engine.machine.keys == 40
+    assert shared.asked
+    assert parts_for(trio, behind) == [], "the leader was spared"
+
+
+@pytest.mark.parametrize("spoil", ["away", "damaged"])
+def test_leader_sends_what_the_shared_store_does_not_give(spoil: str) -> None:
+    shared = SharedStore()
+    trio, leader, behind = grown_past_a_follower(shared)
+    if spoil == "damaged":
+        shared.publish(leader)
+        shared.chunks = {name: bytes(len(data)) for name, data in shared.chunks.items()}
+    trio.cut = set()
+    trio.wait(2.5)
+    assert len(shared.asked) == 1
+    assert parts_for(trio, behind)
+    assert behind.engine.machine.keys == 40
