@@ -3,8 +3,9 @@
     python -m cluster.bench.ceiling PORT VALUE_BYTES
 
 The same loop (uvloop) and the same HTTP parser as a node's, answers of the same size with the same headers,
-but every one a constant: no key is looked at, nothing is stored, no other process is asked. What raftkv
-reaches of this is what replication, journal and semantics leave.
+but every one a constant: target, headers and body are taken in, as no server can do without, and not looked
+at; nothing is stored, no other process is asked. What raftkv reaches of this is what replication, journal and
+semantics leave.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def read_answer(value_bytes: int) -> bytes:
 
 
 class Constant(asyncio.Protocol):
-    """One connection. Bodies are parsed and dropped."""
+    """One connection."""
 
     def __init__(self, read: bytes) -> None:
         self._read = read
@@ -55,6 +56,20 @@ class Constant(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserError:
             self._transport.close()
+
+    def on_message_begin(self) -> None:
+        self._target = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._body = b""
+
+    def on_url(self, piece: bytes) -> None:
+        self._target += piece
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers.append((name, value))
+
+    def on_body(self, piece: bytes) -> None:
+        self._body += piece
 
     def on_message_complete(self) -> None:
         self._transport.write(self._read if self._parser.get_method() == b"GET" else WRITTEN)
