@@ -15,7 +15,8 @@
                             `handshake.py` are the authenticated links; `restore.py` makes a new cluster
                             of what a store has. The only folder that knows pysyncobj
     service.py              what a client can ask, without HTTP: deadlines, consistency, admission
-    api/                    HTTP: parsing, routes, the one table from errors to statuses, OpenAPI
+    api/                    HTTP: parsing, routes, the one table from errors to statuses, OpenAPI. `hot.py`
+                            answers plain requests for one key itself and leaves the rest to aiohttp
     config.py               one table for flags, environment and TOML
     server.py               the composition root: Config -> objects -> serve -> stop in order
     client/                 the Python client, asynchronous and synchronous
