@@ -60,6 +60,7 @@ MUTANTS: tuple[Mutant, ...] = (
             "min(message.commit_index, verified)",
             "min(message.commit_index, self.last_index)",
         ),
+        seed=76,
     ),
     _mutant(
         "told-commit-unverified",
@@ -70,6 +71,7 @@ MUTANTS: tuple[Mutant, ...] = (
             "and self.term_at(message.index) == message.index_term:",
             "and message.index <= self.last_index:",
         ),
+        seed=176,
     ),
     _mutant(
         "snapshot-acks-whole-log",
@@ -85,6 +87,7 @@ MUTANTS: tuple[Mutant, ...] = (
             "message.sequence, True, verified)",
             "message.sequence, True, self.last_index)",
         ),
+        seed=76,
     ),
     _mutant(
         "truncate-without-conflict",
@@ -97,6 +100,7 @@ MUTANTS: tuple[Mutant, ...] = (
             "        self.log.deleteEntriesFrom(previous + 1 - self.first_index)\n"
             "    for number, entry in enumerate(entries):",
         ),
+        seed=184,
     ),
     _mutant(
         "skip-log-match",
@@ -120,6 +124,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "two answers of one voter are two votes [6]",
         (core.Core, "_on_vote_reply", "self._votes.add(peer)", "self._votes.add(object())"),
         nodes=5,
+        seed=79,
     ),
     _mutant(
         "vote-twice",
@@ -140,6 +145,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "stale-votes",
         "votes of an older term count",
         (core.Core, "_on_vote_reply", "and message.term == self.term", ""),
+        seed=33,
     ),
     _mutant(
         "stale-acknowledgements",
@@ -147,11 +153,13 @@ MUTANTS: tuple[Mutant, ...] = (
         (core.Core, "_on_append_reply", "or message.term != self.term", ""),
         (core.Core, "_on_append_reply", "if message.match_index > self.last_index:", "if False:"),
         nodes=5,  # of three, who acknowledged and whom it was told are a majority: nobody else can be elected
+        seed=336,
     ),
     _mutant(
         "stale-leader-obeyed",
         "appends of a deposed leader are taken [6]",
         (core.Core, "_follow", "if term < self.term:", "if False:"),
+        seed=180,
     ),
     _mutant(
         "vote-forgotten",
@@ -224,6 +232,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "truncation-not-journaled",
         "a truncation happens in memory only",
         (wal.Wal, "deleteEntriesFrom", "self._stage(encode_truncate(index))", "self.position += 1"),
+        seed=31,
     ),
     _mutant(
         "term-not-journaled",
@@ -255,6 +264,7 @@ MUTANTS: tuple[Mutant, ...] = (
             'if log[-1][0] < index:\n        return "reset"',
             'if log[-1][0] < index:\n        return "keep"',
         ),
+        seed=248,
     ),
     _mutant(
         "snapshot-after-compaction",
@@ -268,10 +278,12 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "older-snapshot-installed",
-        "a snapshot is installed wherever it stands [4]",
+        "a snapshot is installed wherever it stands, and the log begins anew from it [4]",
         (catchup.Catchup, "on_offer", "if manifest.index <= core.commit_index:", "if False:"),
         (catchup.Catchup, "_loaded", "if fetch.manifest.index > core.commit_index:", "if True:"),
         (core.Core, "installed", "assert index > self.commit_index", "pass"),
+        (engine.Engine, "replace_state", "if core.term_at(index) == term:", "if False:"),
+        seed=51,
     ),
     _mutant(
         "offer-acknowledged",
@@ -314,11 +326,13 @@ MUTANTS: tuple[Mutant, ...] = (
             "return quorum_index(",
             "return self.sequence\n    return quorum_index(",
         ),
+        seed=33,
     ),
     _mutant(
         "read-before-no-op",
         "a new leader answers reads before it knows what is committed",
         (reads.Reads, "_start_round", "if core.last_applied < core.noop_index:", "if False:"),
+        seed=184,
     ),
     _mutant(
         "read-before-apply",
@@ -344,6 +358,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "whoever's entry is committed at an index, its first proposer is told that it was theirs",
         (proposals.Proposals, "applied", "if proposed_term == term:", "if len(tickets) <= len(results):"),
         (proposals.Proposals, "applied", "strict=True", "strict=False"),
+        seed=69,
     ),
 )
 
