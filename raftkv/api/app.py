@@ -133,6 +133,8 @@ class ApiServer:
             "list_snapshots": own.list_snapshots,
             "create_snapshot": own.create_snapshot,
             "get_snapshot": own.get_snapshot,
+            "get_snapshot_manifest": own.get_snapshot_manifest,
+            "get_snapshot_chunk": own.get_snapshot_chunk,
             "delete_snapshot": own.delete_snapshot,
             "verify_snapshot": own.verify_snapshot,
             "get_operation": own.get_operation,

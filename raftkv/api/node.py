@@ -6,8 +6,10 @@ All but `/readyz` answer from what the node knows at once. Knows no aiohttp.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
-from collections.abc import Coroutine, Iterable
+import re
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import resources
@@ -17,20 +19,24 @@ from typing import Any, Literal
 import msgspec
 
 from raftkv import metrics
-from raftkv.api.calls import Call
+from raftkv.api.calls import Call, Streamed
 from raftkv.api.errors import NoSuchOperation, problem
 from raftkv.api.handlers import no_body
 from raftkv.api.limits import limits_in_force
 from raftkv.api.openapi import document
 from raftkv.api.wire import Answer, decoded, encode_json, json_answer, shown
-from raftkv.errors import NotReady, RaftkvError
+from raftkv.errors import BadRequest, NotReady, Overloaded, RaftkvError
 from raftkv.metrics import Metrics, Sample
+from raftkv.model import DEFAULT_CONTENT_TYPE
 from raftkv.raft.status import ArchiveStatus, LogArchiveStatus, NodeStatus
 from raftkv.service import KVService
-from raftkv.snapshot.codec import Manifest
+from raftkv.snapshot.codec import Manifest, encode_manifest
 
 READY_TIMEOUT_S = 1.0  # what probes wait for by default
 OPERATIONS_MAX = 100  # of those that have ended, how many are remembered
+CHUNKS_SENT_MAX = 4  # at once: each is some 8 MiB in memory until its reader has taken it
+PIECE_BYTES = 256 << 10  # of a chunk, so that a slow reader fills no buffer beside it
+_NUMBER = re.compile(rb"[0-9]{1,9}")
 
 ACKNOWLEDGED_MEANS = "fsynced on a majority of the members, the leader among them"
 
@@ -210,6 +216,18 @@ def _id_of(call: Call) -> str:
     return decoded(call.rest, "path: id").decode()
 
 
+def _chunk_of(call: Call) -> tuple[str, int]:
+    assert call.rest is not None
+    name, _, number = call.rest.partition(b"/")
+    if not _NUMBER.fullmatch(number):
+        raise BadRequest(f"path: {shown(number)} is no number of a chunk; allowed are 0, 1, 2 and so on")
+    return decoded(name, "path: id").decode(), int(number)
+
+
+def _octets(data: bytes, sha256: str) -> Answer:
+    return Answer(200, data, DEFAULT_CONTENT_TYPE, (("ETag", f'"{sha256}"'),))
+
+
 class NodeHandlers:
     """The handlers that need more than the call."""
 
@@ -217,6 +235,7 @@ class NodeHandlers:
         self._service = service
         self._metrics = counted
         self._operations = operations
+        self._chunks_sent = 0
         counted.source(lambda: samples(service))
         self._document = encode_json(document(VERSION))
         self._page = resources.files("raftkv.api").joinpath("static/docs.html").read_bytes()
@@ -249,6 +268,27 @@ class NodeHandlers:
             "chunks": len(manifest.chunks),
         }
         return json_answer(200, body)
+
+    async def get_snapshot_manifest(self, call: Call) -> Answer:
+        data = encode_manifest(await self._service.consensus.snapshot(_id_of(call)))
+        return _octets(data, hashlib.sha256(data).hexdigest())
+
+    async def get_snapshot_chunk(self, call: Call) -> Streamed:
+        name, number = _chunk_of(call)
+        if self._chunks_sent >= CHUNKS_SENT_MAX:
+            raise Overloaded(f"{self._chunks_sent} chunks of snapshots are on their way; try again shortly")
+        chunk, data = await self._service.consensus.snapshot_chunk(name, number)
+        return Streamed(_octets(b"", chunk.sha256), self._pieces(data))
+
+    async def _pieces(self, data: bytes) -> AsyncIterator[bytes]:
+        """Counted from the first piece on: of a HEAD none is asked for. Those that are read meanwhile come on
+        top, and the consensus bounds them."""
+        self._chunks_sent += 1
+        try:
+            for at in range(0, len(data), PIECE_BYTES):
+                yield data[at : at + PIECE_BYTES]
+        finally:
+            self._chunks_sent -= 1
 
     async def delete_snapshot(self, call: Call) -> Answer:
         name = _id_of(call)

@@ -27,7 +27,11 @@ HEADER_HELP = {
     "Raftkv-Route": "redirect, forward or local: what a node that does not lead does with a write.",
     "Request-Id": "1 to 128 printable characters; comes back, and stands in logs.",
 }
-NAME_HELP = {"key": "1 to 4096 bytes of UTF-8, slashes included.", "id": "The id."}
+NAME_HELP = {
+    "key": "1 to 4096 bytes of UTF-8, slashes included.",
+    "id": "The id.",
+    "number": "Counts from 0.",
+}
 
 # Statuses by problem code. Two types may share a code, never a status for different meanings.
 STATUS_BY_CODE: dict[str, Status] = {}

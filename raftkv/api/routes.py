@@ -1,12 +1,13 @@
 """The one table of routes: what the server dispatches from and the OpenAPI document is made from. PURE.
 
 A path is matched as its raw bytes. `/v1/kv/` is followed by a key, whatever stands there; every other route
-is a literal path, or has one name as its last or middle part. `/v1/kv?key=` names the same operations as
+is a literal path, or has names among its parts. `/v1/kv?key=` names the same operations as
 `/v1/kv/{key}`, for clients behind proxies that rewrite paths.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -14,6 +15,7 @@ from typing import Literal
 from raftkv.api.errors import MethodNotAllowed, NoSuchRoute, NotImplementedHere
 from raftkv.api.wire import JSON, NDJSON, Parameter, shown
 from raftkv.errors import BadRequest
+from raftkv.model import DEFAULT_CONTENT_TYPE
 
 Effect = Literal["read", "write", "node"]  # of the store, of the store, of this node alone
 
@@ -320,6 +322,26 @@ ROUTES: tuple[Route, ...] = (
         problems=("snapshot_missing", "snapshot_damaged", *STORE),
     ),
     Route(
+        "get_snapshot_manifest",
+        "GET",
+        "/v1/snapshots/{id}/manifest",
+        "A snapshot's manifest, as a store keeps it",
+        "node",
+        {200: "JSON, and in a second line its sha256 in hex."},
+        produces=(DEFAULT_CONTENT_TYPE,),
+        problems=("snapshot_missing", "snapshot_damaged", *STORE),
+    ),
+    Route(
+        "get_snapshot_chunk",
+        "GET",
+        "/v1/snapshots/{id}/chunks/{number}",
+        "A chunk of a snapshot, as it is stored",
+        "node",
+        {200: "Its bytes, which were verified; ETag is their sha256 in hex."},
+        produces=(DEFAULT_CONTENT_TYPE,),
+        problems=("snapshot_missing", "snapshot_damaged", *STORE),
+    ),
+    Route(
         "delete_snapshot",
         "DELETE",
         "/v1/snapshots/{id}",
@@ -421,17 +443,18 @@ BY_QUERY: dict[str, Route] = {
 }
 
 _LITERAL = {template.encode(): template for template in BY_TEMPLATE if "{" not in template}
+_NAME = re.compile(r"\{[a-z]+\}")
 _NAMED = [
-    (before.encode(), after.encode(), template)
+    (re.compile(b"([^/]+)".join(re.escape(part).encode() for part in _NAME.split(template))), template)
     for template in BY_TEMPLATE
-    if "{id}" in template
-    for before, after in [template.split("{id}")]
+    if template != KEY_TEMPLATE and "{" in template
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """`rest` is the raw part of the path that the template names: a key or an id, still encoded."""
+    """`rest` is the raw part of the path that the template names: a key or an id, still encoded. Where it
+    names two they are joined by a slash, which neither has."""
 
     route: Route
     rest: bytes | None
@@ -451,12 +474,10 @@ def match(method: str, path: bytes, names: list[bytes], *, ops: bool = False) ->
         route = _choose(method, BY_TEMPLATE[template], template)
         if not ops or route.name in OPS_ROUTES:
             return Match(route, None)
-    for before, after, template in _NAMED:
-        if ops or not path.startswith(before) or not path.endswith(after):
-            continue
-        rest = path[len(before) : len(path) - len(after)]
-        if rest and b"/" not in rest:
-            return Match(_choose(method, BY_TEMPLATE[template], template), rest)
+    for pattern, template in _NAMED:
+        named = None if ops else pattern.fullmatch(path)
+        if named is not None:
+            return Match(_choose(method, BY_TEMPLATE[template], template), b"/".join(named.groups()))
     raise NoSuchRoute(
         f"there is nothing at {shown(path)}; keys are at /v1/kv/KEY, "
         "and /openapi.json and /docs say what else there is"

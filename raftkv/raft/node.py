@@ -62,8 +62,8 @@ from raftkv.raft.status import (
 )
 from raftkv.raft.transport import Callbacks, Limits, Transport
 from raftkv.snapshot.archiver import ArchivePolicy, Archiver, Situation
-from raftkv.snapshot.codec import Manifest
-from raftkv.snapshot.loader import check
+from raftkv.snapshot.codec import Chunk, Manifest
+from raftkv.snapshot.loader import check, stored_chunk
 from raftkv.snapshot.ranges import Ranges
 from raftkv.snapshot.remote import RemoteStore
 from raftkv.snapshot.store import Store
@@ -535,6 +535,11 @@ class RaftNode:
         """Raises SnapshotMissing, SnapshotDamaged, StoreUnavailable."""
         reader = self._remote or self._opened_store()
         return await self._on_store(lambda: reader.manifest(name))
+
+    async def snapshot_chunk(self, name: str, number: int) -> tuple[Chunk, bytes]:
+        """As it is stored, verified. Raises SnapshotMissing, SnapshotDamaged, StoreUnavailable."""
+        reader = self._remote or self._opened_store()
+        return await self._on_store(lambda: stored_chunk(reader, name, number))
 
     async def verify_snapshot(self, name: str) -> Manifest:
         """Reads all of it back. Raises SnapshotMissing, SnapshotDamaged, StoreUnavailable."""

@@ -13,7 +13,7 @@ from operator import ge
 from raftkv.errors import SnapshotDamaged, SnapshotMissing
 from raftkv.kv.image import Page, Section
 from raftkv.kv.machine import Machine
-from raftkv.snapshot.codec import Chunk, Manifest, decode_pages, decompress, manifest_name
+from raftkv.snapshot.codec import Chunk, Manifest, check_chunk, decode_pages, decompress, manifest_name
 from raftkv.snapshot.store import Reader, damaged
 
 
@@ -60,6 +60,25 @@ def check(store: Reader, manifest: Manifest) -> None:
     can do it. Raises SnapshotDamaged, SnapshotMissing."""
     for _ in read_raw(store, manifest):
         pass
+
+
+def stored_chunk(store: Reader, snapshot: str, number: int) -> tuple[Chunk, bytes]:
+    """One chunk as it is stored, verified. Raises SnapshotMissing, SnapshotDamaged."""
+    manifest = store.manifest(snapshot)
+    if not 0 <= number < len(manifest.chunks):
+        raise SnapshotMissing(f"snapshot {snapshot} has {len(manifest.chunks)} chunks: none is {number}")
+    chunk = manifest.chunks[number]
+    try:
+        data = store.read_chunk(snapshot, number)
+        check_chunk(chunk, data)
+    except SnapshotMissing as error:
+        store.manifest(snapshot)  # raises where the snapshot was deleted meanwhile, which is no damage
+        raise damaged(store, chunk.name, f"chunk {number} is gone") from error
+    except SnapshotDamaged as error:
+        raise damaged(store, chunk.name, error) from error
+    except OSError as error:
+        raise damaged(store, chunk.name, f"it can't be read: {error.strerror}") from error
+    return chunk, data
 
 
 def read_pages(store: Reader, manifest: Manifest) -> Iterator[Page]:

@@ -23,7 +23,9 @@ from raftkv.raft.status import (
     PeerStatus,
     SnapshotStatus,
 )
-from raftkv.snapshot.codec import Manifest
+from raftkv.snapshot.codec import Chunk, Manifest
+from raftkv.snapshot.loader import stored_chunk
+from raftkv.snapshot.store import Reader
 
 
 class LocalConsensus:
@@ -47,6 +49,7 @@ class LocalConsensus:
         self._applied = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
         self._snapshots: list[Manifest] = []
+        self.reader: Reader | None = None  # of snapshots that have bytes
         self.publishes = False
         self.archive: ArchiveStatus | None = None
 
@@ -187,10 +190,17 @@ class LocalConsensus:
         return self._snapshots
 
     async def snapshot(self, name: str) -> Manifest:
+        if self.reader is not None:
+            return self.reader.manifest(name)
         for each in self._snapshots:
             if each.id == name:
                 return each
         raise SnapshotMissing(f"there is no snapshot {name!r}")
+
+    async def snapshot_chunk(self, name: str, number: int) -> tuple[Chunk, bytes]:
+        if self.reader is None:
+            raise SnapshotMissing(f"there is no snapshot {name!r}")
+        return stored_chunk(self.reader, name, number)
 
     async def verify_snapshot(self, name: str) -> Manifest:
         return await self.snapshot(name)

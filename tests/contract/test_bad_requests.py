@@ -83,6 +83,8 @@ PATHS_AND_KEYS = [
     bad("a route's name in capitals", "GET", "/V1/status", "nothing at", status=404, code="no_such_route"),
     bad("an id with a slash", "GET", "/v1/operations/a/b", "nothing at", status=404, code="no_such_route"),
     bad("no such operation", "GET", "/v1/operations/zap-1", "zap-1", status=404, code="no_such_operation"),
+    bad("a chunk that is no number", "GET", "/v1/snapshots/s1/chunks/one", "'one'", "0, 1, 2"),
+    bad("a chunk below 0", "GET", "/v1/snapshots/s1/chunks/-1", "'-1'", "0, 1, 2"),
     bad("empty key", "GET", "/v1/kv/", "empty", "1 to 4096"),
     bad("empty key on a write", "PUT", "/v1/kv/", "empty", "1 to 4096", body=b"v"),
     bad("empty key in the query", "GET", "/v1/kv?key=", "query parameter key", "empty"),

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import socket
+from contextlib import ExitStack
+from pathlib import Path
 
+import pytest
+
+from raftkv.api.node import CHUNKS_SENT_MAX
 from raftkv.errors import SnapshotDamaged, StoreUnavailable
 from raftkv.raft.status import ArchiveStatus
+from raftkv.snapshot import store as store_module
+from raftkv.snapshot.codec import Chunk, Manifest, decode_manifest
+from raftkv.snapshot.directory import DirectoryStore
 from tests.contract.conftest import Node
-from tests.contract.plain import Http
+from tests.contract.plain import Http, request
+from tests.unit.snapshot_samples import a_machine, publish
 
 
 async def made(node: Node) -> str:
@@ -82,6 +93,96 @@ async def test_a_store_that_is_away_is_a_503_that_says_why(node: Node) -> None:
     assert (answer.status, answer.json["code"]) == (503, "store_unavailable")
     assert answer.json["detail"] == "pool raftkv is full: make room"
     assert answer.json["retryable"]
+
+
+# --- its bytes -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stored(node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Manifest:
+    """A snapshot of several chunks, its files in `tmp_path`."""
+    monkeypatch.setattr(store_module, "CHUNK_RAW_BYTES", 1_000)
+    store = DirectoryStore.open(tmp_path)
+    node.consensus.reader = store
+    return publish(store, a_machine(1))
+
+
+async def test_a_snapshot_comes_byte_for_byte_as_it_is_stored(
+    node: Node, stored: Manifest, tmp_path: Path
+) -> None:
+    answer = await node.http("GET", f"/v1/snapshots/{stored.id}/manifest")
+    assert answer.body == (tmp_path / f"{stored.id}.manifest").read_bytes()
+    assert answer.headers["etag"] == f'"{hashlib.sha256(answer.body).hexdigest()}"'
+    assert decode_manifest(answer.body) == stored
+    assert len(stored.chunks) > 2
+    for number, chunk in enumerate(stored.chunks):
+        answer = await node.http("GET", f"/v1/snapshots/{stored.id}/chunks/{number}")
+        assert (answer.status, answer.headers["content-type"]) == (200, "application/octet-stream")
+        assert answer.body == (tmp_path / chunk.name).read_bytes()
+        assert answer.headers["etag"] == f'"{chunk.sha256}"'
+
+
+@pytest.mark.parametrize("part", ["manifest", "chunks/0"])
+async def test_a_head_of_its_bytes_is_their_etag(node: Node, stored: Manifest, part: str) -> None:
+    whole = await node.http("GET", f"/v1/snapshots/{stored.id}/{part}")
+    for _ in range(CHUNKS_SENT_MAX + 1):
+        head = await node.http("HEAD", f"/v1/snapshots/{stored.id}/{part}")
+        assert (head.status, head.headers["etag"], head.body) == (200, whole.headers["etag"], b"")
+
+
+async def test_bytes_that_are_not_there_are_a_404(node: Node, stored: Manifest) -> None:
+    other = stored.id.replace("r41", "r42")
+    for path in (f"{other}/manifest", f"{other}/chunks/0", f"{stored.id}/chunks/{len(stored.chunks)}"):
+        answer = await node.http("GET", f"/v1/snapshots/{path}")
+        assert (answer.status, answer.json["code"]) == (404, "snapshot_missing"), path
+    for path in (f"{stored.id}/chunks", f"{stored.id}/chunks/", f"{stored.id}/chunks/0/1", "/chunks/0"):
+        answer = await node.http("GET", f"/v1/snapshots/{path}")
+        assert (answer.status, answer.json["code"]) == (404, "no_such_route"), path
+
+
+async def test_bytes_are_for_reading_only(node: Node, stored: Manifest) -> None:
+    for path in ("manifest", "chunks/0"):
+        answer = await node.http("DELETE", f"/v1/snapshots/{stored.id}/{path}")
+        assert (answer.status, answer.headers["allow"]) == (405, "GET, HEAD")
+
+
+async def test_a_chunk_that_is_rotten_on_the_disk_is_not_given_out(
+    node: Node, stored: Manifest, tmp_path: Path
+) -> None:
+    rotten = tmp_path / stored.chunks[1].name
+    rotten.write_bytes(rotten.read_bytes()[:-1] + b"?")
+    answer = await node.http("GET", f"/v1/snapshots/{stored.id}/chunks/1")
+    assert (answer.status, answer.json["code"]) == (500, "snapshot_damaged")
+    assert rotten.name in answer.json["detail"]
+    rotten.unlink()
+    answer = await node.http("GET", f"/v1/snapshots/{stored.id}/chunks/1")
+    assert (answer.status, answer.json["code"]) == (500, "snapshot_damaged")
+    assert "chunk 1 is gone" in answer.json["detail"]
+
+
+async def test_chunks_that_nobody_takes_are_bounded_and_give_way_when_they_are_given_up(node: Node) -> None:
+    data = bytes(32 << 20)  # more than the sockets' buffers hold
+
+    async def large(name: str, number: int) -> tuple[Chunk, bytes]:
+        return Chunk("c", len(data), len(data), "0" * 64), data
+
+    node.consensus.snapshot_chunk = large  # type: ignore[method-assign]
+
+    async def until(status: int) -> None:
+        async with asyncio.timeout(10):
+            while (await node.http("HEAD", "/v1/snapshots/s1/chunks/0")).status != status:
+                pass
+
+    await until(200)
+    with ExitStack() as slow:
+        for _ in range(CHUNKS_SENT_MAX):
+            reader = slow.enter_context(socket.create_connection(("127.0.0.1", node.api.port)))
+            reader.sendall(request("GET", "/v1/snapshots/s1/chunks/0"))
+        await until(429)
+    await until(200)
+
+
+# --- publishing ------------------------------------------------------------------------------------------
 
 
 async def test_publishing_shows_in_status_and_metrics(node: Node) -> None:
