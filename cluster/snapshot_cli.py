@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +23,9 @@ from cluster.connection import (
     output_option,
 )
 from cluster.drill import drill
+from cluster.node_reader import NodeReader
 from cluster.output import print_json, print_table
+from raftkv.client import NotFound
 from raftkv.errors import ConfigError, RaftkvError, SnapshotMissing, StoreUnavailable
 from raftkv.snapshot.codec import Manifest
 from raftkv.snapshot.loader import verify as verify_everything
@@ -154,18 +156,32 @@ def verify(name: str, source: str | None, endpoints: tuple[str, ...], timeout_s:
     )
 
 
-@snapshot.command(epilog="Example: raftkv snapshot download latest /mnt/backup --from rados://raftkv/prod")
+@snapshot.command(
+    epilog="""\b
+Examples:
+  raftkv snapshot download latest /mnt/backup
+  raftkv snapshot download latest /mnt/backup --from rados://raftkv/prod"""
+)
 @_ID
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--from", "source", metavar="URL", required=True, help="The store: file:///… or rados://….")
-def download(name: str, source: str, directory: Path) -> None:
+@from_option
+@connection_options
+def download(
+    name: str, directory: Path, source: str | None, endpoints: tuple[str, ...], timeout_s: float
+) -> None:
     """Copy a snapshot into DIRECTORY, verified, which is then a store of its own: file:///DIRECTORY.
 
-    Every command that takes --from reads it there.
+    Every command that takes --from reads it there. Nodes without a store have a list each, and its snapshots:
+    name the one with --endpoints. --timeout is for each chunk.
     """
     target = directory.absolute().as_uri()
-    with opened(source) as store, opened(target) as copy:
-        manifest = copy.copy(store, find(store, name).id)
+    with opened(target) as copy:
+        if source is None:
+            with connected(endpoints, timeout_s) as client:
+                manifest = copy.copy(NodeReader(client), _resolved(name, client.snapshots()))
+        else:
+            with opened(source) as store:
+                manifest = copy.copy(store, find(store, name).id)
         verify_everything(copy, manifest.id)
     click.echo(f"{manifest.id}: {manifest.bytes} bytes, now in {target}")
 
@@ -189,13 +205,16 @@ def prune(
 ) -> None:
     """Delete old snapshots, and with --from also what attempts left that nobody finished.
 
-    The leader does both by itself, as --snapshots-kept and --snapshots-age-seconds-max say.
+    The leader does both by itself, as --snapshots-kept and --snapshots-age-seconds-max say. Nodes without
+    a store have a list each: name the one with --endpoints.
     """
     if source is None:
         with connected(endpoints, timeout_s) as client:
             gone = _beyond(list(client.snapshots()), keep, age_seconds)
+            node = client.node  # without a store its list is its own
             for each in gone:
-                client.delete_snapshot(each)
+                with suppress(NotFound):  # an answer was lost, or the leader deleted it meanwhile
+                    client.delete_snapshot(each, node)
             unfinished: tuple[str, ...] = ()
     else:
         with opened(source) as store:

@@ -394,6 +394,20 @@ class Client:
         """What a snapshot's manifest says. Raises NotFound."""
         return (await self._read(f"/v1/snapshots/{name}", {}, only=endpoint, timeout_s=timeout_s)).json()
 
+    async def snapshot_manifest(
+        self, name: str, endpoint: str | None = None, *, timeout_s: float | None = None
+    ) -> bytes:
+        """A snapshot's manifest as a store keeps it. Raises NotFound."""
+        path = f"/v1/snapshots/{name}/manifest"
+        return (await self._read(path, {}, only=endpoint, timeout_s=timeout_s)).body
+
+    async def snapshot_chunk(
+        self, name: str, number: int, endpoint: str | None = None, *, timeout_s: float | None = None
+    ) -> bytes:
+        """A chunk of a snapshot as it is stored; the manifest has its sha256. Raises NotFound."""
+        path = f"/v1/snapshots/{name}/chunks/{number}"
+        return (await self._read(path, {}, only=endpoint, timeout_s=timeout_s)).body
+
     async def delete_snapshot(
         self, name: str, endpoint: str | None = None, *, timeout_s: float | None = None
     ) -> None:

@@ -275,11 +275,26 @@ class SyncClient:
     def cluster(self, *, timeout_s: float | None = None) -> Json:
         return self.run(self._client.cluster(timeout_s=timeout_s))
 
+    @property
+    def node(self) -> str:
+        """The URL of the node that answered the last read, and would be asked next."""
+        return self._client.route(to_leader=False)
+
     def snapshots(self, endpoint: str | None = None, *, timeout_s: float | None = None) -> Sequence[Json]:
         return self.run(self._client.snapshots(endpoint, timeout_s=timeout_s))
 
     def snapshot(self, name: str, endpoint: str | None = None, *, timeout_s: float | None = None) -> Json:
         return self.run(self._client.snapshot(name, endpoint, timeout_s=timeout_s))
+
+    def snapshot_manifest(
+        self, name: str, endpoint: str | None = None, *, timeout_s: float | None = None
+    ) -> bytes:
+        return self.run(self._client.snapshot_manifest(name, endpoint, timeout_s=timeout_s))
+
+    def snapshot_chunk(
+        self, name: str, number: int, endpoint: str | None = None, *, timeout_s: float | None = None
+    ) -> bytes:
+        return self.run(self._client.snapshot_chunk(name, number, endpoint, timeout_s=timeout_s))
 
     def start_snapshot(self, endpoint: str | None = None, *, timeout_s: float | None = None) -> Json:
         return self.run(self._client.start_snapshot(endpoint, timeout_s=timeout_s))

@@ -15,6 +15,7 @@ import pytest
 
 from cluster.local import LocalCluster, find_base_port
 from raftkv.client import BadRequest, NotFound, PreconditionFailed, SyncClient
+from raftkv.snapshot.remote import open_remote
 
 LINES = 20_000
 
@@ -153,6 +154,26 @@ def test_status_and_snapshots_are_shown(nodes: LocalCluster) -> None:
     assert made.returncode == 0, made.stderr
     listed = raftkv(nodes, "snapshot", "list", "-o", "json", only="n1")
     assert json.loads(made.stdout)["id"] in [json.loads(line)["id"] for line in listed.stdout.splitlines()]
+
+
+def test_every_snapshot_command_works_through_a_node(nodes: LocalCluster, tmp_path: Path) -> None:
+    made = []
+    for value in "ab":
+        assert raftkv(nodes, "kv", "put", "kept", value).returncode == 0
+        assert raftkv(nodes, "kv", "get", "kept", only="n2").stdout == value.encode()
+        shown = raftkv(nodes, "snapshot", "create", "-o", "json", only="n2")
+        assert shown.returncode == 0, shown.stderr
+        made.append(json.loads(shown.stdout)["id"])
+    assert raftkv(nodes, "snapshot", "verify", made[0], only="n2").returncode == 0
+    for name in (made[0], "latest"):
+        shown = raftkv(nodes, "snapshot", "download", name, str(tmp_path / "copy"), only="n2")
+        assert shown.returncode == 0, shown.stderr
+    copy = (tmp_path / "copy").as_uri()
+    assert [each.id for each in open_remote(copy, {}).list()] == made
+    inspected = json.loads(raftkv(nodes, "snapshot", "inspect", "latest", "-o", "json", only="n2").stdout)
+    assert open_remote(copy, {}).manifest(made[1]).sha256 == inspected["sha256"]
+    assert made[0].encode() in raftkv(nodes, "snapshot", "prune", "--keep", "1", only="n2").stdout
+    assert raftkv(nodes, "snapshot", "download", made[0], str(tmp_path / "none"), only="n2").returncode == 3
 
 
 def test_refused_lines_of_an_import_are_told_and_the_rest_is_written(nodes: LocalCluster) -> None:
