@@ -216,6 +216,7 @@ class Engine:
     def _on_tick(self) -> None:
         self.core.doTick()
         self.catchup.tick()
+        self.compaction.tick()
         self.proposals.expire()
         self.reads.expire()
         if self._transfer is not None and self._clock() >= self._transfer[1]:

@@ -569,3 +569,20 @@ def test_leader_sends_what_the_shared_store_does_not_give(spoil: str) -> None:
     assert len(shared.asked) == 1
     assert parts_for(trio, behind)
     assert behind.engine.machine.keys == 40
+
+
+def test_a_snapshot_is_made_a_little_at_a_tick(trio: Trio, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two ticks only so many records are read, so that a large state holds nobody up."""
+    monkeypatch.setattr("raftkv.raft.compaction.PAGE_RECORDS", 2)
+    monkeypatch.setattr("raftkv.raft.compaction.RECORDS_A_TICK", 4)
+    leader = trio.elect()
+    for number in range(30):
+        leader.put(b"%d" % number)
+        trio.settle()
+    made: list[Any] = []
+    leader.engine.compaction.request(made.append)
+    for _ in range(6):
+        trio.wait(0.02)
+        assert made == []
+    trio.wait(0.1)
+    assert made[0].keys == 30
