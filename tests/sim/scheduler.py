@@ -12,6 +12,8 @@ from typing import Any
 
 Action = Callable[..., None]
 
+EVENTS_MAX = 1_000_000  # a run has some 5,000 to 50,000: more is a storm that would never end
+
 
 class Owner:
     """One life of one process, from its start to its end."""
@@ -46,6 +48,10 @@ class Scheduler:
         """Fires every event up to `until`."""
         heap = self._heap
         while heap and heap[0][0] <= until:
+            if self.events > EVENTS_MAX:
+                raise RuntimeError(
+                    f"{EVENTS_MAX} events by {self.now:.3f} s: something goes round in circles"
+                )
             self.now, _, owner, action, arguments = heapq.heappop(heap)
             if owner is None:
                 self.events += 1

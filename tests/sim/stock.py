@@ -29,6 +29,7 @@ from tests.sim.scheduler import Owner
 from tests.sim.world import Result, World
 
 TICK_S = 0.02
+READ_S = 0.002  # what passes from one look at the clock to the next within one call
 
 
 class _Store:
@@ -282,7 +283,14 @@ class _Inside:
     """PySyncObj's module globals, for as long as one node runs: its clock, its chances, its journal."""
 
     def __init__(self, world: World, name: str, journal: _Journal) -> None:
-        self._values = (world.clocks[name], world.stock_random, lambda _: journal)  # type: ignore[attr-defined]
+        clock, self._now = world.clocks[name], 0.0
+
+        def monotonic() -> float:
+            # Stock sends keep-alives to a peer that waits for a dump until the time is up: time must pass.
+            self._now = max(self._now + READ_S, clock())
+            return self._now
+
+        self._values = (monotonic, world.stock_random, lambda _: journal)  # type: ignore[attr-defined]
 
     def __enter__(self) -> None:
         module = pysyncobj.syncobj
