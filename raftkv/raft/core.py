@@ -40,7 +40,6 @@ from raftkv.raft.messages import (
     PreVote,
     PreVoteReply,
     RequestVote,
-    SnapshotOffer,
     TimeoutNow,
     VoteReply,
 )
@@ -622,9 +621,6 @@ class Core(SyncObj):  # type: ignore[misc]
         index beyond the log is not believed [8]: a majority will tell anew."""
         self._SyncObj__raftLastApplied = max(index, 1)
         self._SyncObj__raftCommitIndex = max(index, 1, min(self.commit_index, self.last_index))
-
-    def accept_offer(self, peer: str, message: SnapshotOffer) -> bool:
-        return self.accept_leader(peer, message.term, message.sequence)
 
     def installed(self, index: int) -> None:
         """The state machine now stands at `index`, above what was committed here; the log was aligned [4]."""

@@ -5,9 +5,9 @@ majority echoes that sequence or a later one in the same term; so nobody else le
 it waits until this node has applied that index. One round serves every read that arrived before it
 started; a follower asks its leader for the index, one question at a time for all its reads.
 
-Invariants: the commit index is read after the last read of the round arrived and before the round's message
-left; a leader starts no round before its term's no-op is applied (only then does its commit index cover
-what earlier terms acknowledged).
+Invariants: the commit index is read after the last read of the round arrived and before any echo of the
+round's message; a leader starts no round before its term's no-op is applied (only then does its commit index
+cover what earlier terms acknowledged).
 """
 
 from __future__ import annotations
