@@ -20,6 +20,7 @@ _COMMANDS = {
     "snapshot": "cluster.snapshot_cli:snapshot",
     "journal": "cluster.journal_cli:journal",
     "doctor": "cluster.doctor_cli:doctor",
+    "completion": "cluster.completion_cli:completion",
 }
 
 
@@ -39,7 +40,12 @@ class _Commands(click.Group):
 @click.group(
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="Example: `raftkv up`, then elsewhere `raftkv kv put hello world` and `raftkv kv get hello`.",
+    epilog="""\b
+Examples:
+  raftkv up
+  raftkv kv put hello world
+  raftkv kv get hello
+  raftkv status""",
 )
 @click.version_option(package_name="raftkv", prog_name="raftkv")
 def cli() -> None:

@@ -23,7 +23,12 @@ _OUTPUT = click.option(
 )
 
 
-@click.group()
+@click.group(
+    epilog="""\b
+Examples:
+  raftkv journal inspect raftkv-data/n1/journal
+  raftkv journal verify raftkv-data/n1/journal"""
+)
 def journal() -> None:
     """Read a node's journal while the node is stopped.
 

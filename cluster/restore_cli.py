@@ -21,7 +21,8 @@ Examples, for `raftkv up`, for three machines at once, and on each of them:
   raftkv restore --from rados://raftkv/prod --data-dir restored \\
     --member n1=10.0.0.1:8401,http://10.0.0.1:8400 --member n2=… --member n3=…
   raftkv restore --from rados://raftkv/prod --id ID --data-dir /var/lib/raftkv \\
-    --member n1=… --member n2=… --member n3=… --only n2 --new-cluster-id $(cat id)"""
+    --member n1=… --member n2=… --member n3=… --only n2 --new-cluster-id "$(cat id)"
+"""
 )
 @source_options
 @click.option(
