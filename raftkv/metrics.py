@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -22,12 +22,37 @@ from prometheus_client.core import (
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 # Seconds. From an answer out of memory to the 5 s after which a write is given up.
-BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+BUCKETS = (
+    0.0001,
+    0.00025,
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+)
+
+
+# Seconds, of what takes far less than a request: a sync, a batch applied, a late timer.
+SHORT_BUCKETS = (
+    *(0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01),
+    *(0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5),
+)
+COUNT_BUCKETS = tuple(float(1 << power) for power in range(12))  # 1 to 2,048 in powers of two
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One number that the node tells when it is asked. `labels`: one label at most is all that was needed."""
+    """One number that the node tells when it is asked. Samples of one name have the same label names."""
 
     name: str
     help: str
@@ -36,7 +61,31 @@ class Sample:
     counter: bool = False
 
 
-Source = Callable[[], Iterable[Sample]]
+class Histogram:
+    """How many values lay between the bounds, upper ones included, and their sum."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def add(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """A histogram that the node tells when it is asked."""
+
+    name: str
+    help: str
+    histogram: Histogram
+
+
+Source = Callable[[], Iterable[Sample | Distribution]]
 
 
 class RequestTimes:
@@ -63,6 +112,7 @@ class Metrics:
         self._sources: list[Source] = []
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
+        ProcessCollector(namespace="raftkv", registry=self._registry)
 
     def source(self, source: Source) -> None:
         self._sources.append(source)
@@ -88,6 +138,9 @@ class Metrics:
         for source in self._sources:
             for sample in source():
                 name = "raftkv_" + sample.name
+                if isinstance(sample, Distribution):
+                    families[name] = _histogram_family(name, sample)
+                    continue
                 family = families.get(name)
                 if family is None:
                     kind = CounterMetricFamily if sample.counter else GaugeMetricFamily
@@ -107,11 +160,24 @@ class Metrics:
         for (template, method), request in self._requests.items():
             for status, count in request.statuses.items():
                 counts.add_metric([template, method, str(status)], count)
-            total = 0
-            buckets: list[tuple[str, float]] = []
-            for bound, count in zip((*map(str, BUCKETS), "+Inf"), request.buckets, strict=True):
-                total += count
-                buckets.append((bound, total))
+            buckets = cumulated(BUCKETS, request.buckets)
             times.add_metric([template, method], buckets, request.seconds)
         yield counts
         yield times
+
+
+def _histogram_family(name: str, told: Distribution) -> Metric:
+    family = HistogramMetricFamily(name, told.help, labels=[])
+    histogram = told.histogram
+    family.add_metric([], cumulated(histogram.bounds, histogram.counts), histogram.sum)
+    return family
+
+
+def cumulated(bounds: Iterable[float], counts: Iterable[int]) -> list[tuple[str, float]]:
+    """As Prometheus has buckets: each with all that is below it."""
+    total = 0
+    buckets: list[tuple[str, float]] = []
+    for bound, count in zip((*map(str, bounds), "+Inf"), counts, strict=True):
+        total += count
+        buckets.append((bound, total))
+    return buckets

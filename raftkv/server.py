@@ -26,6 +26,7 @@ from raftkv.api.app import ApiServer, start_api
 from raftkv.config import Config
 from raftkv.errors import ConfigError, Fatal
 from raftkv.kv import collector
+from raftkv.metrics import Metrics
 from raftkv.raft.compaction import CompactionLimits
 from raftkv.raft.core import Timing
 from raftkv.raft.node import NodeSettings, RaftNode
@@ -91,9 +92,17 @@ class _Node:
             stack.push_async_callback(node.stop)
             await node.start()
             service = make_service(config, node)
+            metrics = Metrics()
+            metrics.source(node.samples)
             host, port = config.api
             api = await start_api(
-                service, host=host, port=port, limits=config.limits, route=config.route, ops=config.ops_listen
+                service,
+                host=host,
+                port=port,
+                limits=config.limits,
+                route=config.route,
+                ops=config.ops_listen,
+                metrics=metrics,
             )
             stack.push_async_callback(api.close)
             collector.settle()

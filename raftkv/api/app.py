@@ -41,6 +41,7 @@ from raftkv.api.forward import Forwarder
 from raftkv.api.hot import Blocks, HotConnection, Queries, Turn
 from raftkv.api.limits import Limits
 from raftkv.api.routes import BY_TEMPLATE, KEY_TEMPLATE, METHODS, ROUTES, match
+from raftkv.api.samples import http_samples
 from raftkv.api.wire import (
     JSON,
     Answer,
@@ -88,6 +89,10 @@ class ApiServer:
         self.limits = limits
         self.metrics = metrics or Metrics()
         self.connections_open = 0
+        self.connections_accepted = 0
+        self.bytes_received = 0
+        self.bytes_sent = 0
+        self.slow = 0
         self.closing = False
         self.requests_in_flight = 0
         self._idle = asyncio.Event()
@@ -105,6 +110,7 @@ class ApiServer:
         self._forwarder = Forwarder(service.name, limits)
         self._operations = node.Operations()
         self._handlers = self._bind(node.NodeHandlers(service, self.metrics, self._operations))
+        self.metrics.source(lambda: http_samples(self))
         self._listeners: list[tuple[asyncio.Server, Listener]] = []
         self._id_prefix = secrets.token_hex(6)
         self._ids = itertools.count(1)
@@ -143,6 +149,11 @@ class ApiServer:
             "docs": own.docs,
         }
         return {route.name: found.get(route.name, handlers.not_implemented) for route in ROUTES}
+
+    @property
+    def forwarded(self) -> int:
+        """Requests that were passed on to a leader."""
+        return self._forwarder.count
 
     # --- life --------------------------------------------------------------------------------------
 
@@ -201,8 +212,7 @@ class ApiServer:
 
     async def answer(self, exchange: Exchange, ops: bool) -> Sent:
         """Answers one request, whatever it is. Raises only where the connection is of no more use."""
-        loop = exchange.connection._loop
-        began = loop.time()
+        began = time.monotonic()
         message = exchange.message
         call: Call | None = None
         label, effect, request_id = UNMATCHED, "write", None
@@ -242,7 +252,7 @@ class ApiServer:
             try:
                 return await self._send(exchange, made, request_id, call)
             finally:
-                self.metrics.request(label, known_method(message.method), status, loop.time() - began)
+                self.metrics.request(label, known_method(message.method), status, time.monotonic() - began)
         finally:
             self.request_ended(1)
             if call is not None:
@@ -403,6 +413,7 @@ class Listener:
         self.server = web.Server(self._answer, request_factory=Exchange, loop=loop)  # type: ignore[arg-type]
 
     def connect(self) -> asyncio.Protocol:
+        self._api.connections_accepted += 1
         if self._api.hot_path and not self._ops:
             return HotConnection(self._api, self, self._loop)
         return self.cold()

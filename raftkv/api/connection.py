@@ -50,6 +50,8 @@ class Connections(Protocol):
 
     limits: Limits
     connections_open: int
+    bytes_received: int
+    bytes_sent: int
     closing: bool  # every answer from now on ends its connection
 
     def refused(self, connection: Connection, error: RaftkvError) -> Answer:
@@ -158,6 +160,7 @@ class Connection(RequestHandler):
     def data_received(self, data: bytes) -> None:
         if self._refused or self._force_close or self._close:
             return
+        self._server.bytes_received += len(data)
         if not data:  # the parser was paused and goes on
             self._feed(b"")
         if self._held:
@@ -305,6 +308,7 @@ class Connection(RequestHandler):
         transport = self.transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client is gone")
+        self._server.bytes_sent += len(data)
         transport.write(data)
 
     async def flushed(self) -> None:

@@ -97,6 +97,7 @@ class Forwarder:
         self._limits = limits
         self._lanes = Lanes(name)
         self._session: aiohttp.ClientSession | None = None
+        self.count = 0  # of requests passed on, since the start
 
     async def close(self) -> None:
         if self._session is not None:
@@ -107,6 +108,7 @@ class Forwarder:
 
         Raises NoLeader (not applied), CommitTimeout (unknown), and what reading the body raises.
         """
+        self.count += 1
         if call.route.name == "batch":
             return await self._stream(call, leader_url)
         body = await call.body.read(*self._body_bound(call))

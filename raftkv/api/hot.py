@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import deque
+from time import monotonic
 from typing import Any, Protocol, cast
 
 from raftkv.api.errors import KeyNotFound, refusal
@@ -201,6 +202,8 @@ class Server(Protocol):
     limits: Limits
     connections_open: int
     requests_in_flight: int
+    bytes_received: int
+    bytes_sent: int
     closing: bool
     blocks: Blocks
     queries: Queries
@@ -466,6 +469,7 @@ class HotConnection(asyncio.Protocol):
 
     def _hand_over(self) -> None:
         transport, held = self._transport, b"".join(self._held)
+        self.server.bytes_received -= len(held)  # they are counted where they go
         self._end()
         cold = self._listener.cold()
         transport.set_protocol(cold)
@@ -495,7 +499,9 @@ class HotConnection(asyncio.Protocol):
     # --- what comes in -----------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        self._active_at = self._loop.time()
+        # Not the loop's time, which uvloop keeps in whole milliseconds: most requests take less than one.
+        self._active_at = monotonic()
+        self.server.bytes_received += len(data)
         if self._held:
             self._held.append(data)
             self._held_bytes += len(data)
@@ -691,7 +697,7 @@ class HotConnection(asyncio.Protocol):
         self._flush_is_due = False
         server, turns = self.server, self._turns
         times = server.metrics.times
-        now = self._loop.time()
+        now = monotonic()
         while turns and turns[0].status and not self._writing_paused and not self._over:
             common = server.common_headers()
             out: list[bytes] = []
@@ -708,7 +714,9 @@ class HotConnection(asyncio.Protocol):
                 size += len(turn.answer_body)
                 times(KEY_TEMPLATE, turn.method).add(turn.status, now - turn.began)
             server.request_ended(count)
-            self._transport.write(b"".join(out))
+            joined = b"".join(out)
+            server.bytes_sent += len(joined)
+            self._transport.write(joined)
             if last:
                 self._transport.close()
                 self._end()

@@ -9,7 +9,8 @@ import asyncio
 import hashlib
 import itertools
 import re
-from collections.abc import AsyncIterator, Coroutine, Iterable
+import time
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import resources
@@ -19,16 +20,17 @@ from typing import Any, Literal
 import msgspec
 
 from raftkv import metrics
+from raftkv.api.alarms import alarms
 from raftkv.api.calls import Call, Streamed
 from raftkv.api.errors import NoSuchOperation, problem
 from raftkv.api.handlers import no_body
 from raftkv.api.limits import limits_in_force
 from raftkv.api.openapi import document
+from raftkv.api.samples import samples
 from raftkv.api.wire import Answer, decoded, encode_json, json_answer, shown
 from raftkv.errors import BadRequest, NotReady, Overloaded, RaftkvError
-from raftkv.metrics import Metrics, Sample
+from raftkv.metrics import Metrics
 from raftkv.model import DEFAULT_CONTENT_TYPE
-from raftkv.raft.status import ArchiveStatus, LogArchiveStatus, NodeStatus
 from raftkv.service import KVService
 from raftkv.snapshot.codec import Manifest, encode_manifest
 
@@ -54,8 +56,9 @@ async def status(call: Call) -> Answer:
     known = service.consensus.status()
     machine = service.machine
     body = msgspec.to_builtins(known)
-    del body["counters"]
     body |= {
+        "time": time.time(),
+        "alarms": msgspec.to_builtins(alarms(known, machine.bytes)),
         "revision": machine.revision,
         "keys": machine.keys,
         "bytes": machine.bytes,
@@ -236,7 +239,7 @@ class NodeHandlers:
         self._metrics = counted
         self._operations = operations
         self._chunks_sent = 0
-        counted.source(lambda: samples(service))
+        counted.source(lambda: samples(service, VERSION))
         self._document = encode_json(document(VERSION))
         self._page = resources.files("raftkv.api").joinpath("static/docs.html").read_bytes()
 
@@ -329,112 +332,3 @@ class NodeHandlers:
             "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'"
         )
         return Answer(200, self._page, "text/html; charset=utf-8", (("Content-Security-Policy", policy),))
-
-
-def _log_archive_samples(known: LogArchiveStatus) -> Iterable[Sample]:
-    """`log_archive_lag_seconds` is what would be lost with all disks."""
-    gauges: list[tuple[str, str, float]] = [
-        ("log_archive_failing", "1 where the last attempt failed.", known.state == "failing"),
-        ("log_archive_lagging", "1 where it is behind or failing.", known.state in ("failing", "lagging")),
-        ("log_archive_index", "The log is in the store up to there.", known.index),
-        ("log_archive_lag_entries", "Entries that are not in the store yet.", known.lag_entries),
-        ("log_archive_lag_seconds", "How long the oldest of those has waited.", known.lag_s),
-    ]
-    for name, help, value in gauges:
-        yield Sample(name, help, float(value), {})
-    counters: list[tuple[str, str, float]] = [
-        ("log_archive_ranges", "Ranges of the log sent.", known.ranges),
-        ("log_archive_bytes", "Bytes of those.", known.bytes),
-        ("log_archive_gaps", "Times that entries were compacted before they were sent.", known.gaps),
-        ("log_archive_failures", "Attempts that failed.", known.failures),
-    ]
-    for name, help, value in counters:
-        yield Sample(name, help, float(value), {}, counter=True)
-
-
-def _archive_samples(known: ArchiveStatus) -> Iterable[Sample]:
-    """Of the store; what only a publisher knows is left out elsewhere."""
-    numbers = [
-        (
-            "archive_publishing",
-            "1 where this node publishes to the snapshot store.",
-            known.state != "standby",
-        ),
-        ("archive_failing", "1 where its last attempt failed.", known.state == "failing"),
-    ]
-    for name, help, value in numbers:
-        yield Sample(name, help, float(value), {})
-    if known.age_s is not None:
-        yield Sample("archive_age_seconds", "Age of the newest published snapshot.", known.age_s, {})
-    if known.seconds_last is not None:
-        yield Sample("archive_upload_seconds", "What the last upload took.", known.seconds_last, {})
-    counts = [
-        ("archive_uploads", "Snapshots published.", known.uploads),
-        ("archive_upload_bytes", "Bytes of those.", known.bytes),
-        ("archive_failures", "Attempts that failed.", known.failures),
-    ]
-    for name, help, count in counts:
-        yield Sample(name, help, float(count), {}, counter=True)
-
-
-# --- metrics ---------------------------------------------------------------------------------------------
-
-
-def samples(service: KVService) -> Iterable[Sample]:
-    """The node's numbers, as Prometheus sees them."""
-    known: NodeStatus = service.consensus.status()
-    machine = service.machine
-    numbers: list[tuple[str, str, float]] = [
-        ("term", "Raft term.", known.term),
-        ("is_leader", "1 where this node leads.", known.role == "leader"),
-        ("has_leader", "1 where this node knows a leader.", known.leader is not None),
-        ("ready", "1 where the node says it is ready.", known.ready),
-        ("commit_index", "Index of the last committed entry.", known.commit_index),
-        ("applied_index", "Index of the last applied entry.", known.applied_index),
-        ("revision", "Revision of the store.", machine.revision),
-        ("keys", "Keys in the store.", machine.keys),
-        ("store_bytes", "Bytes of keys and values.", machine.bytes),
-        ("idempotency_records", "Outcomes of keyed writes that are kept.", machine.idempotency_records),
-        ("idempotency_bytes", "Bytes that they take.", machine.idempotency_bytes),
-        ("journal_first_index", "First entry of the journal.", known.journal.first_index),
-        ("journal_last_index", "Last entry of the journal.", known.journal.last_index),
-        ("journal_durable_index", "Last entry that is synced.", known.journal.durable_index),
-        ("journal_bytes", "Bytes of the journal on disk.", known.journal.bytes),
-        ("journal_segments", "Segments of the journal.", known.journal.segments),
-        ("snapshot_index", "Index of the newest local snapshot.", known.snapshot.index),
-        ("snapshot_bytes", "Bytes of the newest local snapshot.", known.snapshot.bytes),
-        (
-            "state_diverged",
-            "1 where this node's state was found to differ from its leader's.",
-            known.agreement.divergence is not None,
-        ),
-        ("state_hash_checked_index", "Where it was last compared.", known.agreement.checked_index),
-        ("writes_in_flight", "Writes that wait for their commit.", service.writes_in_flight),
-        ("write_bytes_in_flight", "Bytes of those.", service.write_bytes_in_flight),
-        ("reads_in_flight", "Reads that wait for their read index.", service.reads_in_flight),
-        ("exports", "Exports under way.", service.exports),
-        (
-            "staleness_seconds",
-            "Since the last contact with a leader.",
-            service.consensus.staleness_ms() / 1000,
-        ),
-    ]
-    for name, help, value in numbers:
-        yield Sample(name, help, float(value), {})
-    if known.log_archive is not None:
-        yield from _log_archive_samples(known.log_archive)
-    if known.archive is not None:
-        yield from _archive_samples(known.archive)
-    yield Sample("info", "The release.", 1.0, {"version": VERSION})
-    for peer in known.peers:
-        yield Sample(
-            "peer_reachable", "1 where a member is reachable.", float(peer.reachable), {"peer": peer.name}
-        )
-    for peer in known.peers:
-        if peer.lag is not None:
-            yield Sample("peer_lag", "Entries that a member is behind.", float(peer.lag), {"peer": peer.name})
-    checks = known.agreement
-    yield Sample("state_hash_checks", "Comparisons with the leader.", checks.checks, {}, counter=True)
-    yield Sample("state_hash_mismatches", "Those that differed.", checks.mismatches, {}, counter=True)
-    for name, count in known.counters.items():
-        yield Sample(name, "Counted since the node's start.", float(count), {}, counter=True)

@@ -66,6 +66,7 @@ class Catchup:
         self._ports = ports
         self._clock = clock
         self._fetch: _Fetch | None = None
+        self.installed = 0  # snapshots that came from a leader, since the start
 
     @property
     def running(self) -> bool:
@@ -109,6 +110,7 @@ class Catchup:
         self._engine.compaction.adopt_foreign(fetch.manifest)
         if fetch.manifest.index > core.commit_index:
             self._engine.replace_state(machine, fetch.manifest)
+            self.installed += 1
             log.info("snapshot_installed node=%s snapshot=%s", self._engine.name, fetch.manifest.id)
         if core.leader is not None and not core.is_leader:
             core.send(core.leader, SnapshotInstalled(core.term, core.commit_index), self._engine.wal.position)

@@ -75,6 +75,11 @@ class Compaction:
         self._image: Image | None = None
         self._writer: SnapshotWriter | None = None
         self._waiting: list[Done] = []
+        self._began = 0.0
+        self.made = 0  # snapshots of its own since the start, as what follows
+        self.failures = 0
+        self.failures_in_row = 0
+        self.seconds_last = 0.0
         self.manifest: Manifest | None = None
         self.manifest_bytes: bytes | None = None
         self.kept: tuple[Manifest, ...] = (
@@ -126,6 +131,7 @@ class Compaction:
         term = engine.core.term_at(index)
         assert term is not None, f"the entry at last_applied {index} is not in the log"
         self._asked, self._waiting = self._waiting, []
+        self._began = self._clock()
         self._image = engine.machine.image()
         self._writer = SnapshotWriter(
             self._store,
@@ -161,12 +167,17 @@ class Compaction:
         image.close()
         self._image = self._writer = None
         if isinstance(result, BaseException):
+            self.failures += 1
+            self.failures_in_row += 1
             log.error("snapshot_failed node=%s error=%s", self._engine.name, result)
             self._not_before = self._clock() + RETRY_S
             self._ports.run("snapshot", writer.abort, lambda _: None)
             if isinstance(result, Fatal):
                 self._engine.fail(result)
         else:
+            self.made += 1
+            self.failures_in_row = 0
+            self.seconds_last = self._clock() - self._began
             self.published(result)
         for done in asked:
             done(result)

@@ -26,6 +26,7 @@ from raftkv.errors import Draining, Fatal, NoLeader, NotLeader, RaftkvError
 from raftkv.journal.wal import Wal
 from raftkv.kv.command import decode_entry
 from raftkv.kv.machine import Machine
+from raftkv.metrics import SHORT_BUCKETS, Histogram
 from raftkv.model import Applied, Membership
 from raftkv.raft.agreement import Agreement
 from raftkv.raft.catchup import Catchup, ChunkSource
@@ -109,6 +110,10 @@ class Engine:
         self._transfer: tuple[str, float] | None = None  # (to, until)
         self._handed_over = 0  # the term in which the transfer's one TimeoutNow was sent
         self._applied_commands = 0
+        self.campaigns = 0  # terms in which this node stood for election, since the start
+        self._reported_term = 0
+        self.applied_commands = 0  # since the start, as what follows
+        self.apply_seconds = Histogram(SHORT_BUCKETS)  # of what was applied in one go
         self.on_applied: Callable[[], None] = lambda: None  # after entries were applied
         self.on_role: Callable[[], None] = lambda: None  # role, term or leader changed
         self.core = Core(
@@ -277,6 +282,9 @@ class Engine:
 
     def _on_role(self) -> None:
         self._role_changed = True
+        if self.core.role == "candidate" and self.core.term != self._reported_term:
+            self.campaigns += 1
+        self._reported_term = self.core.term
 
     def _settle_role(self) -> None:
         if not self._role_changed:
@@ -362,13 +370,15 @@ class Engine:
     def _apply_some(self) -> None:
         core = self.core
         self._applied_commands = 0
-        before = core.last_applied
+        before, began = core.last_applied, self._clock()
         while core.last_applied < core.commit_index:
             if self._applied_commands >= APPLY_COMMANDS_MAX:
                 self._settle_soon()
                 break
             core.apply_committed(1)
         if core.last_applied > before:
+            self.apply_seconds.add(self._clock() - began)
+            self.applied_commands += self._applied_commands
             self.on_applied()
         if self.leading and self._led_term != core.term:
             self._led_term = core.term

@@ -17,7 +17,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
@@ -37,8 +37,9 @@ from raftkv.errors import (
 from raftkv.journal.disk import OsDisk
 from raftkv.kv.command import Command, encode
 from raftkv.kv.machine import Machine
+from raftkv.metrics import Distribution, Sample
 from raftkv.model import Applied, Member
-from raftkv.raft import opening
+from raftkv.raft import measures, opening
 from raftkv.raft.catchup import STORE_LANE
 from raftkv.raft.compaction import CompactionLimits
 from raftkv.raft.core import Timing
@@ -48,6 +49,7 @@ from raftkv.raft.handshake import Hello, Refusal, Standing
 from raftkv.raft.identity import draw_id, load_or_create, reconcile, settle
 from raftkv.raft.lanes import Lane
 from raftkv.raft.log_archive import LogArchive
+from raftkv.raft.measures import Measures
 from raftkv.raft.messages import Message
 from raftkv.raft.proposals import Ticket
 from raftkv.raft.quorum import majority
@@ -128,6 +130,8 @@ class RaftNode:
         self._forming: Forming
         self._transport: Transport
         self._tick_handle: asyncio.TimerHandle | None = None
+        self._tick_due = 0.0  # monotonic
+        self._measures = Measures()
         self._changed = asyncio.Event()  # entries were applied, or role, term or leader changed
         self._draining = False
         self._stopping = False
@@ -152,6 +156,8 @@ class RaftNode:
         self._stored, self._opened, self._store = await self._loop.run_in_executor(
             self._lanes["journal"], self._open_disk
         )
+        self._opened.wal.on_sync = self._measures.synced
+        self._measures.watch_collector()
         self._forming = Forming(
             self._stored.identity, settings.members, founding=self._opened.membership, draw=draw_id
         )
@@ -173,6 +179,7 @@ class RaftNode:
         membership = self._opened.membership
         self._transport.set_members(settings.members if membership is None else membership.members)
         self._act(self._forming.start())
+        self._tick_due = time.monotonic()
         self._tick()
 
     def _open_disk(self) -> tuple[Any, opening.Opened, Store]:
@@ -193,6 +200,7 @@ class RaftNode:
         if self._stopping:
             return
         self._stopping = True
+        self._measures.forget_collector()
         if self._tick_handle is not None:
             self._tick_handle.cancel()
         if self._engine is not None:
@@ -367,6 +375,9 @@ class RaftNode:
     # --- what the transport and the clock tell ---------------------------------------------------------
 
     def _tick(self) -> None:
+        now = time.monotonic()
+        self._measures.late_seconds.add(max(0.0, now - self._tick_due))
+        self._tick_due = now + TICK_S
         self._tick_handle = self._loop.call_later(TICK_S, self._tick)
         if self._engine is None:
             self._say_waiting()
@@ -626,6 +637,20 @@ class RaftNode:
             agreement=self._agreement_status(),
         )
 
+    def samples(self) -> Iterable[Sample | Distribution]:
+        """The numbers of this member, for `Metrics.source`; those of the data it holds are the service's."""
+        yield from measures.engine_samples(self._engine)
+        yield from measures.shell_samples(self._measures)
+        yield from measures.membership_samples(self.status())
+        yield from measures.machine_samples(self._settings.data_dir)
+        for peer, seconds, backlog in self._transport.links():
+            labels = {"peer": peer}
+            help = "Bytes for a member that the kernel has not taken yet."
+            yield Sample("peer_backlog_bytes", help, float(backlog), labels)
+            if seconds is not None:
+                help = "The network's round trip to a member: the least of the last five minutes."
+                yield Sample("peer_round_trip_seconds", help, seconds, labels)
+
     # --- inside ----------------------------------------------------------------------------------------
 
     def _running(self) -> Engine:
@@ -664,6 +689,7 @@ class RaftNode:
             if member.name == core.leader:
                 url = member.client_url
         self._leadership = Leadership(core.role, core.term, core.leader, url)
+        self._measures.follows(core.leader, core.term)
 
     def _on_applied(self) -> None:
         self._changed.set()
@@ -677,6 +703,7 @@ class RaftNode:
 
     def _journal_status(self) -> JournalStatus:
         wal = self._opened.wal
+        free, total = measures.disk_room(self._settings.data_dir)
         first, last, term = (wal[0][1], wal[-1][1], wal[-1][2]) if len(wal) else (0, 0, 0)
         return JournalStatus(
             first_index=first,
@@ -686,6 +713,8 @@ class RaftNode:
             bytes=wal.disk_bytes,
             segments=wal.segments,
             sync_ms_last=wal.sync_seconds_last * 1000,
+            disk_free_bytes=free,
+            disk_bytes=total,
         )
 
     def _snapshot_status(self) -> SnapshotStatus:
@@ -700,6 +729,7 @@ class RaftNode:
             bytes=0 if manifest is None else manifest.bytes,
             state="installing" if installing else "writing" if writing else "idle",
             store=str(self._settings.data_dir / "snapshots"),
+            failures_in_row=0 if engine is None else engine.compaction.failures_in_row,
         )
 
     def _agreement_status(self) -> AgreementStatus:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 from raftkv.errors import CommitTimeout, LeaderChanged, NoLeader, Overloaded, RaftkvError
 from raftkv.kv.command import encode_entry
+from raftkv.metrics import COUNT_BUCKETS, Histogram
 from raftkv.model import Applied
 from raftkv.raft.core import Core
 
@@ -61,6 +62,7 @@ class Proposals:
         self._look_at = float("-inf")  # when deadlines are due for another look
         self._log_time_ms = 0
         self._log_time_base = (0.0, 0)  # (clock, log time) when this node began to lead
+        self.batch_commands = Histogram(COUNT_BUCKETS)
 
     @property
     def outstanding(self) -> int:
@@ -121,6 +123,7 @@ class Proposals:
             return False
         payload = REGULAR + encode_entry(self._now_ms(), commands)
         index = self._core.append(payload)
+        self.batch_commands.add(len(tickets))
         self._proposed[index] = (self._core.term, tickets)
         return True
 

@@ -59,6 +59,7 @@ class Reads:
         # A random base: an answer to the question of an earlier life of this process must not match [10].
         self._request = rng.getrandbits(48)
         self._waiting = 0
+        self.rounds = 0  # of confirmation, or questions to the leader, since the start
         self._look_at = float("-inf")  # when deadlines are due for another look
 
     def add(self, done: Done, timeout_s: float = math.inf) -> None:
@@ -145,6 +146,7 @@ class Reads:
         if core.last_applied < core.noop_index:
             return
         core.ask_for_echoes()
+        self.rounds += 1
         self._round = _Round(
             core.commit_index, core.sequence, core.term, self._clock(), self._new, self._questions
         )
@@ -170,6 +172,7 @@ class Reads:
             self._round = None
         if self._new:
             self._request += 1
+            self.rounds += 1
             self._round = _Round(0, self._request, core.term, self._clock(), self._new)
             self._new = []
             assert core.leader is not None

@@ -7,7 +7,7 @@ Nothing here was agreed with anybody: it is what this node believes at the momen
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 Role = Literal["leader", "follower", "candidate", "learner"]
@@ -43,7 +43,8 @@ class PeerStatus:
 
 @dataclass(frozen=True, slots=True)
 class JournalStatus:
-    """Indexes are inclusive. Bytes are those on disk, of all segments."""
+    """Indexes are inclusive. Bytes are those on disk, of all segments. `disk_free_bytes`: what the node may
+    still write in that file system of `disk_bytes`; None where it could not be asked."""
 
     first_index: int
     last_index: int
@@ -52,11 +53,14 @@ class JournalStatus:
     bytes: int
     segments: int
     sync_ms_last: float | None = None
+    disk_free_bytes: int | None = None
+    disk_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotStatus:
-    """The newest local snapshot; `id` is None before there is one. `state` says what is under way."""
+    """The newest local snapshot; `id` is None before there is one. `state` says what is under way,
+    `failures_in_row` how many attempts to make one have failed since the last that did not."""
 
     id: str | None
     index: int
@@ -64,6 +68,7 @@ class SnapshotStatus:
     bytes: int
     state: Literal["idle", "writing", "sending", "installing"] = "idle"
     store: str = ""
+    failures_in_row: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,4 +151,3 @@ class NodeStatus:
     agreement: AgreementStatus = AgreementStatus()
     archive: ArchiveStatus | None = None  # None: no store is configured
     log_archive: LogArchiveStatus | None = None  # None: no store, or an interval of 0
-    counters: dict[str, int] = field(default_factory=dict)  # for /metrics: name to count since the start

@@ -32,7 +32,8 @@ import os
 import random
 import socket
 import ssl
-from collections.abc import Callable, Iterable
+import struct
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from types import TracebackType
@@ -65,6 +66,10 @@ RELEASE = metadata.version("raftkv")
 
 # Above this a frame's header and payload go to the socket as two buffers: a copy costs more than that.
 _JOIN_BYTES_MAX = 64 * 1024
+
+# struct tcp_info in linux/tcp.h: tcpi_min_rtt, the least of the last five minutes, in microseconds.
+# The smoothed one would not do: links are one-way, so the receiver's delayed acknowledgements are in it.
+_TCP_MIN_ROUND_TRIP = struct.Struct("=148xI")
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +220,14 @@ class Transport:
         """Bytes accepted by `send` that the kernel has not taken yet."""
         caller = self._callers.get(peer)
         return caller.backlog_bytes() if caller is not None else 0
+
+    def links(self) -> Iterator[tuple[str, float | None, int]]:
+        """Of each peer that this node is connected to: the network's round trip in seconds, where the kernel
+        says, and `backlog_bytes`."""
+        for name, caller in self._callers.items():
+            if caller.link is not None and caller.link.transport is not None:
+                connection = caller.link.transport.get_extra_info("socket")
+                yield name, round_trip_seconds(connection), caller.backlog_bytes()
 
     def problem(self, peer: str) -> str:
         """Why this node's connection to the peer does not stand, for a person; "" when it does."""
@@ -615,3 +628,15 @@ def _tune(transport: asyncio.Transport, limits: Limits) -> None:
     ):
         if hasattr(socket, name):  # Linux has all; elsewhere the handshake of a newer connection helps
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def round_trip_seconds(connection: socket.socket) -> float | None:
+    """Of a connected TCP socket, as the kernel has measured it; None where it does not say."""
+    if not hasattr(socket, "TCP_INFO"):
+        return None
+    try:
+        told = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_MIN_ROUND_TRIP.size)
+        (microseconds,) = _TCP_MIN_ROUND_TRIP.unpack(told)
+    except (OSError, struct.error):
+        return None
+    return None if microseconds in (0, 0xFFFFFFFF) else float(microseconds) / 1e6

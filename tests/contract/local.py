@@ -151,7 +151,6 @@ class LocalConsensus:
             ready_reason="" if self.ready else "it waits for n2 and n3",
             started=self.started,
             archive=self.archive,
-            counters={"elections": 1},
         )
 
     def staleness_ms(self) -> float:

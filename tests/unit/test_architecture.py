@@ -25,7 +25,7 @@ PARTS = {
     "kv": WORDS,
     "journal": WORDS | {"kv"},
     "snapshot": WORDS | {"kv", "journal.disk"},  # the one seam to a file system
-    "raft": WORDS | {"kv"} | STORAGE,
+    "raft": WORDS | {"kv", "metrics"} | STORAGE,
     "service": WORDS | {"kv", "metrics", "raft"} | STORAGE,
     "api": WORDS | {"kv", "metrics", "raft", "service"} | STORAGE,
     "client": WORDS,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from raftkv import errors
+from raftkv.api.alarms import ALARMS
 from raftkv.config import SETTINGS
 from raftkv.raft import status
 
@@ -79,24 +80,8 @@ def test_reading_a_node_explains_every_field(shape: Any) -> None:
     assert not missing, f"docs/reading-a-node.md says nothing of {shape.__name__}: {missing}"
 
 
-def metric_names() -> set[str]:
-    """Of the node's own numbers, read from the source: first of a tuple of three, or of a Sample."""
-    tree = ast.parse((ROOT / "raftkv" / "api" / "node.py").read_text())
-    (samples,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "samples")
-    names = set[str]()
-    for node in ast.walk(samples):
-        match node:
-            case ast.Tuple(elts=[ast.Constant(value=str(name)), ast.Constant(value=str()), _]):
-                names.add(name)
-            case ast.Call(func=ast.Name(id="Sample"), args=[ast.Constant(value=str(name)), *_]):
-                names.add(name)
-    return names
-
-
-def test_reading_a_node_explains_every_metric() -> None:
-    names = metric_names()
-    assert {"term", "info", "peer_lag"} <= names
-    assert {name for name in names if f"`raftkv_{name}`" not in READING} == set()
+def test_reading_a_node_explains_every_alarm() -> None:
+    assert {name for name in ALARMS if f"`{name}`" not in READING} == set()
 
 
 def log_events() -> set[str]:

@@ -1,0 +1,60 @@
+"""What a node knows by itself to need a person. PURE.
+
+Only what lasts and what nobody but the node can see: what a time series tells (a slow disk, a leader that
+changes often) is for the rules in `cluster/monitoring/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from raftkv.raft.status import NodeStatus
+
+# Beside the next snapshot: what the journal may grow by until that is done, twice --snapshot-log-bytes-max.
+DISK_RESERVE_BYTES = 256 << 20
+
+ALARMS = (
+    "no_leader",
+    "state_diverged",
+    "disk_low",
+    "snapshot_failing",
+    "archive_failing",
+    "log_archive_failing",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """`name` is one of `ALARMS`; `detail` a sentence."""
+
+    name: str
+    detail: str
+
+
+def alarms(known: NodeStatus, state_bytes: int) -> tuple[Alarm, ...]:
+    """`state_bytes`: of keys and values, what a snapshot takes at most."""
+    return tuple(_raised(known, state_bytes))
+
+
+def _raised(known: NodeStatus, state_bytes: int) -> Iterator[Alarm]:
+    if known.leader is None:
+        yield Alarm("no_leader", known.ready_reason or "no leader is known here")
+    divergence = known.agreement.divergence
+    if divergence is not None:
+        yield Alarm(
+            "state_diverged",
+            f"at index {divergence.index} the state here differed from that of {divergence.leader}",
+        )
+    free, needed = known.journal.disk_free_bytes, DISK_RESERVE_BYTES + state_bytes
+    if free is not None and free < needed:
+        yield Alarm("disk_low", f"{free} bytes are free, the next snapshot and the journal may need {needed}")
+    if known.snapshot.failures_in_row:
+        yield Alarm(
+            "snapshot_failing",
+            f"{known.snapshot.failures_in_row} attempts in a row to make a local snapshot have failed",
+        )
+    if known.archive is not None and known.archive.state == "failing":
+        yield Alarm("archive_failing", known.archive.error)
+    if known.log_archive is not None and known.log_archive.state == "failing":
+        yield Alarm("log_archive_failing", known.log_archive.error)
