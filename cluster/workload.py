@@ -341,11 +341,19 @@ class Keys:
 
 
 class Load:
-    """`clients` work side by side until `stop` is set."""
+    """`clients` work side by side until `stop` is set; a write is keyed in one of the ways of `keyings`."""
 
-    def __init__(self, clients: Sequence[Client], random: Random, keys: Keys | None = None) -> None:
+    def __init__(
+        self,
+        clients: Sequence[Client],
+        random: Random,
+        keys: Keys | None = None,
+        *,
+        keyings: Sequence[Keying] = ("none", "none", "sequence", "free"),
+    ) -> None:
         self.clients = tuple(clients)
         self.keys = keys or Keys(random)
+        self._keyings = tuple(keyings)
         self._random = random
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -360,7 +368,7 @@ class Load:
 
     async def _operate(self, client: Client) -> None:
         model, key = self.keys.pick()
-        keying: Keying = self._random.choice(("none", "none", "sequence", "free"))
+        keying = self._random.choice(self._keyings)
         route = self._random.choice(("", "", "forward"))
         dice = self._random.random()
         if model == "pair":

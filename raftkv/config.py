@@ -48,6 +48,7 @@ class Config:
     ops_listen: Address | None = None
     snapshots: str | None = None  # URL of the store that they are published to; None: to none
     route: Route = "redirect"
+    drain_seconds: float = 0.0
     election_timeout_ms_min: int = 500
     election_timeout_ms_max: int = 1000
     heartbeat_ms: int = 100
@@ -332,6 +333,15 @@ SETTINGS: tuple[Setting, ...] = (
         "forward",
         "What a follower does with a write: send the client to the leader, or pass the request on.",
         "redirect",
+    ),
+    Setting(
+        "drain_seconds",
+        duration(0.1, 60.0),
+        "0, or 100ms to 60s, with ms, s or m; a bare number is seconds",
+        "5s",
+        "After SIGTERM, answer everything for this long while /readyz says 503, so that a load balancer has "
+        "stopped sending requests here before the node hands over and goes. 0: go at once.",
+        0.0,
     ),
     _setting_of_integer(
         "election_timeout_ms_min",

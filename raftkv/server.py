@@ -3,8 +3,9 @@
 Up: disk -> raft port -> API. The API listens last but before the cluster has formed, so that a person and
 a probe can ask what the node waits for.
 
-Down, on SIGTERM or SIGINT: readiness turns false and new writes are refused; what was taken is answered
-and leadership handed over; then the API, the engine and the disk close. At most 10 s in all, exit code 0.
+Down, on SIGTERM or SIGINT: readiness turns false, and answers end their connections; after `--drain-seconds`
+new writes are refused; what was taken is answered and leadership handed over; then the API, the engine and
+the disk close. At most 10 s after `--drain-seconds`, exit code 0.
 A node that can't be sure of its data does not come down in order: it says why and exits 1 at once.
 """
 
@@ -148,6 +149,8 @@ class _Node:
         os._exit(_report(error, EXIT_FATAL))
 
     async def _leave(self, node: RaftNode, service: KVService, api: ApiServer) -> None:
+        api.retire()
+        await asyncio.sleep(self._config.drain_seconds)
         service.drain()
         await node.leave(timeout_s=LEAVE_S)
         try:

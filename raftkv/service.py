@@ -148,6 +148,7 @@ class KVService:
     ) -> None:
         self.name = name
         self.consensus = consensus
+        self.retiring = False
         self.draining = False
         self.writes_in_flight = 0
         self.write_bytes_in_flight = 0
@@ -420,15 +421,20 @@ class KVService:
 
     async def check_ready(self, *, timeout_s: float) -> None:
         """Returns when a linearizable read succeeds here and the node takes requests; raises why not."""
-        if self.draining:
+        if self.retiring:
             raise Draining("the node is shutting down")
         status = self.consensus.status()
         if not status.ready:
             raise NotReady(status.ready_reason or "the node is not ready yet")
         await self.reach(LINEARIZABLE, timeout_s=timeout_s)
 
+    def retire(self) -> None:
+        """Is not ready from now on, and still answers everything."""
+        self.retiring = True
+
     def drain(self) -> None:
         """Takes no more writes; what is on its way is still answered. Idempotent."""
+        self.retire()
         if not self.draining:
             self.draining = True
             self.consensus.drain()

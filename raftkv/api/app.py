@@ -171,11 +171,16 @@ class ApiServer:
             self._look()
         return int(server.sockets[0].getsockname()[1])
 
-    async def drain(self, timeout_s: float = 5.0) -> None:
-        """Takes no more writes, and waits for the requests that are on their way; their answers close their
-        connections."""
-        self.service.drain()
+    def retire(self) -> None:
+        """Is not ready from now on. Everything is still answered, and every answer closes its connection, so
+        that clients have gone elsewhere before this node goes."""
+        self.service.retire()
         self.closing = True
+
+    async def drain(self, timeout_s: float = 5.0) -> None:
+        """Takes no more writes, and waits for the requests that are on their way."""
+        self.retire()
+        self.service.drain()
         await self._wait_idle(timeout_s)
 
     async def _wait_idle(self, timeout_s: float) -> None:

@@ -63,7 +63,7 @@ async def status(call: Call) -> Answer:
         "keys": machine.keys,
         "bytes": machine.bytes,
         "version": VERSION,
-        "draining": service.draining or known.draining,
+        "draining": service.retiring or known.draining,
         "acknowledged_means": ACKNOWLEDGED_MEANS,
     }
     return json_answer(200, body)
