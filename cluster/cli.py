@@ -17,6 +17,7 @@ _COMMANDS = {
     "status": "cluster.status_cli:status",
     "kv": "cluster.kv_cli:kv",
     "restore": "cluster.restore_cli:restore",
+    "member": "cluster.member_cli:member",
     "snapshot": "cluster.snapshot_cli:snapshot",
     "journal": "cluster.journal_cli:journal",
     "doctor": "cluster.doctor_cli:doctor",

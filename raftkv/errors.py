@@ -102,6 +102,39 @@ class Overloaded(Unavailable):
     code = "overloaded"
 
 
+class ChangeInFlight(Unavailable):
+    """One change of membership at a time, and the last one is not committed yet."""
+
+    code = "change_in_flight"
+
+
+class QuorumAtRisk(RaftkvError):
+    """After the change too few voters would answer to commit anything."""
+
+    code = "quorum_at_risk"
+
+
+class NotCaughtUp(RaftkvError):
+    """A learner that lacks more of the log than a voter may."""
+
+    code = "not_caught_up"
+    retryable = True
+
+
+class NoSuchMember(RaftkvError):
+    code = "no_such_member"
+
+
+class MemberExists(RaftkvError):
+    code = "member_exists"
+
+
+class TransferFailed(RaftkvError):
+    """Nobody took leadership over, and who had it leads on."""
+
+    code = "transfer_failed"
+
+
 class StoreUnavailable(Unavailable):
     """The snapshot store can't do it now: away, slow, full, or refusing. `reason` is one word for programs;
     the message says what to do. After `timed_out` the operation may have happened, or may yet."""

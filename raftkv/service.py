@@ -30,6 +30,7 @@ from raftkv.errors import (
     Draining,
     InFlight,
     NoLeader,
+    NoSuchMember,
     NotLeader,
     NotReady,
     Overloaded,
@@ -89,7 +90,9 @@ class Consensus(Protocol):
     async def snapshot_chunk(self, name: str, number: int) -> tuple[Chunk, bytes]: ...
     async def verify_snapshot(self, name: str) -> Manifest: ...
     async def delete_snapshot(self, name: str) -> None: ...
-    async def transfer_leadership(self, to: str | None) -> None: ...
+    async def transfer_leadership(self, to: str | None) -> None:
+        """Returns when another member leads. Raises NotReady, TransferFailed: then this node leads on."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -427,6 +430,19 @@ class KVService:
         if not status.ready:
             raise NotReady(status.ready_reason or "the node is not ready yet")
         await self.reach(LINEARIZABLE, timeout_s=timeout_s)
+
+    async def transfer_leadership(self, to: str | None) -> Leadership:
+        """Who leads once it is done; None: whoever holds most of the log takes over.
+
+        Raises NotLeader, NoLeader, NotReady, Draining, NoSuchMember, TransferFailed.
+        """
+        self.check_leads()
+        names = [peer.name for peer in self.consensus.status().peers]
+        if to is not None and to not in names:
+            raise NoSuchMember(f"the cluster has no member {to}; it has {', '.join(names)}")
+        if to != self.name:
+            await self.consensus.transfer_leadership(to)
+        return self.leadership
 
     def retire(self) -> None:
         """Is not ready from now on, and still answers everything."""

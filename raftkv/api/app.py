@@ -25,7 +25,7 @@ from typing import Any
 
 from aiohttp import web
 
-from raftkv.api import batch, handlers, node
+from raftkv.api import batch, handlers, members, node
 from raftkv.api.calls import Body, Buffered, Call, Streamed
 from raftkv.api.connection import Connection, Exchange, Sent, http_date
 from raftkv.api.errors import (
@@ -133,6 +133,7 @@ class ApiServer:
             "status": node.status,
             "limits": node.limits,
             "cluster": node.cluster,
+            "transfer_leadership": members.transfer_leadership,
             "livez": node.livez,
             "readyz": node.readyz,
             "startupz": node.startupz,

@@ -106,6 +106,8 @@ WRITE = (
 )
 CONDITIONAL = ("precondition_failed",)
 STORE = ("not_ready", "store_unavailable")
+TO_LEADER = ("no_leader", "not_leader", "not_ready", "draining")
+CHANGE = (*TO_LEADER, "change_in_flight", "quorum_at_risk")
 BODY = ("value_too_large", "body_too_large", "unsupported_media_type")
 
 WRITE_HEADERS = ("Idempotency-Key", "Raftkv-Route", "Request-Id")
@@ -267,6 +269,7 @@ ROUTES: tuple[Route, ...] = (
         "node",
         {},
         (DRY_RUN,),
+        problems=(*CHANGE, "member_exists"),
     ),
     Route(
         "remove_member",
@@ -276,6 +279,7 @@ ROUTES: tuple[Route, ...] = (
         "node",
         {},
         (DRY_RUN,),
+        problems=(*CHANGE, "no_such_member"),
     ),
     Route(
         "promote_member",
@@ -285,14 +289,25 @@ ROUTES: tuple[Route, ...] = (
         "node",
         {},
         (DRY_RUN,),
+        problems=(*CHANGE, "no_such_member", "not_caught_up"),
     ),
     Route(
         "transfer_leadership",
         "POST",
         "/v1/cluster/leader",
-        "Hand leadership over (not implemented yet)",
+        "Hand leadership over, to one member or to the one that is furthest",
         "node",
-        {},
+        {200: "Who leads now.", **REDIRECT},
+        (),
+        ("Content-Type", "Raftkv-Route", "Request-Id"),
+        body=JSON,
+        problems=(
+            *TO_LEADER,
+            "no_such_member",
+            "transfer_failed",
+            "body_too_large",
+            "unsupported_media_type",
+        ),
     ),
     Route(
         "list_snapshots",

@@ -364,8 +364,15 @@ class Client:
         """`/v1/status` of the node at `endpoint`, which is then asked alone, or of the first that answers."""
         return (await self._read("/v1/status", {}, only=endpoint, timeout_s=timeout_s)).json()
 
-    async def cluster(self, *, timeout_s: float | None = None) -> Json:
-        return (await self._read("/v1/cluster", {}, timeout_s=timeout_s)).json()
+    async def cluster(self, endpoint: str | None = None, *, timeout_s: float | None = None) -> Json:
+        """`/v1/cluster`, of which the leader knows most."""
+        return (await self._read("/v1/cluster", {}, only=endpoint, timeout_s=timeout_s)).json()
+
+    async def transfer_leadership(self, to: str | None = None, *, timeout_s: float | None = None) -> Json:
+        """Hands leadership to that member, or to the one that is furthest; who leads then. Raises NotFound
+        for who is no member, ClientError where nobody took over."""
+        body = msgspec.json.encode({} if to is None else {"to": to})
+        return (await self._ask_leader("POST", "/v1/cluster/leader", body, self._deadline(timeout_s))).json()
 
     async def snapshots(
         self, endpoint: str | None = None, *, timeout_s: float | None = None
@@ -437,6 +444,12 @@ class Client:
         return await self._run(
             course, method, path, {}, b"", {}, deadline=deadline, only=only, to_leader=False
         )
+
+    async def _ask_leader(self, method: str, path: str, body: bytes, deadline: float) -> Answer:
+        """As `_ask`, of the leader."""
+        course = Course(write=False, keyed=False, random=self._random)
+        headers = {"Content-Type": "application/json"}
+        return await self._run(course, method, path, {}, body, headers, deadline=deadline, to_leader=True)
 
     # --- requests and their attempts ----------------------------------------------------------------
 

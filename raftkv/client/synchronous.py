@@ -272,13 +272,16 @@ class SyncClient:
     def status(self, endpoint: str | None = None, *, timeout_s: float | None = None) -> Json:
         return self.run(self._client.status(endpoint, timeout_s=timeout_s))
 
-    def cluster(self, *, timeout_s: float | None = None) -> Json:
-        return self.run(self._client.cluster(timeout_s=timeout_s))
+    def cluster(self, endpoint: str | None = None, *, timeout_s: float | None = None) -> Json:
+        return self.run(self._client.cluster(endpoint, timeout_s=timeout_s))
 
     @property
     def node(self) -> str:
         """The URL of the node that answered the last read, and would be asked next."""
         return self._client.route(to_leader=False)
+
+    def transfer_leadership(self, to: str | None = None, *, timeout_s: float | None = None) -> Json:
+        return self.run(self._client.transfer_leadership(to, timeout_s=timeout_s))
 
     def snapshots(self, endpoint: str | None = None, *, timeout_s: float | None = None) -> Sequence[Json]:
         return self.run(self._client.snapshots(endpoint, timeout_s=timeout_s))

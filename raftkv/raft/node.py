@@ -33,6 +33,7 @@ from raftkv.errors import (
     Overloaded,
     RaftkvError,
     StoreUnavailable,
+    TransferFailed,
 )
 from raftkv.journal.disk import OsDisk
 from raftkv.kv.command import Command, encode
@@ -607,9 +608,20 @@ class RaftNode:
             ) from None
 
     async def transfer_leadership(self, to: str | None) -> None:
+        """Returns when another member leads. Raises NotReady before there is a cluster; TransferFailed."""
         engine = self._running()
         if not engine.transfer_leadership(to):
-            raise NotReady("this node does not lead, or has no connected peer to hand leadership to")
+            raise TransferFailed(
+                f"{to or 'every other voter'} is not connected, or no voter: nothing was handed over"
+            )
+        core = engine.core
+        until = self._loop.time() + self._settings.timing.election_timeout_s_max
+        await self._until(lambda: not core.is_leader and core.leader is not None, until)
+        if core.is_leader:
+            raise TransferFailed(
+                f"{to or 'no other member'} did not take over within an election timeout, since it was not "
+                f"caught up or did not answer: {self._settings.name} leads on"
+            )
 
     def status(self) -> NodeStatus:
         ready, reason = self._readiness()

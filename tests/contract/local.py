@@ -11,7 +11,15 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
-from raftkv.errors import CommitTimeout, NoLeader, NotLeader, NotReady, RaftkvError, SnapshotMissing
+from raftkv.errors import (
+    CommitTimeout,
+    NoLeader,
+    NotLeader,
+    NotReady,
+    RaftkvError,
+    SnapshotMissing,
+    TransferFailed,
+)
 from raftkv.kv.command import Command, decode_entry, encode, encode_entry
 from raftkv.kv.machine import Machine
 from raftkv.model import Applied, Membership
@@ -208,4 +216,4 @@ class LocalConsensus:
         self._snapshots.remove(await self.snapshot(name))
 
     async def transfer_leadership(self, to: str | None) -> None:
-        raise NotReady("there is nobody to hand over to")
+        raise TransferFailed("there is nobody to hand over to")

@@ -1,0 +1,72 @@
+"""The cluster's calls and `raftkv member …` against real nodes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from cluster.local import LocalCluster, find_base_port
+from raftkv.client import SyncClient
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    with LocalCluster(tmp_path_factory.mktemp("members"), base_port=find_base_port()) as cluster:
+        cluster.start_all()
+        cluster.wait_ready()
+        yield cluster
+
+
+def member(cluster: LocalCluster, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "raftkv", "member", *arguments]
+    endpoints = ",".join(cluster.api_urls())
+    return subprocess.run([*command, "--endpoints", endpoints], capture_output=True, text=True, timeout=60)
+
+
+def test_leadership_goes_to_whom_it_is_given(nodes: LocalCluster) -> None:
+    for name in (*nodes.names, *reversed(nodes.names)):
+        before = nodes.wait_leader()
+        done = member(nodes, "transfer-leader", "--to", name, "-o", "json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["leader"] == name
+        assert nodes.wait_leader() == name, f"{before} led"
+
+
+def test_leadership_goes_to_someone_else_where_nobody_is_named(nodes: LocalCluster) -> None:
+    before = nodes.wait_leader()
+    with SyncClient(nodes.api_urls()) as client:
+        after = client.transfer_leadership()["leader"]
+    assert after != before
+    assert nodes.wait_leader() == after
+
+
+def test_leadership_is_not_given_to_a_stranger_nor_to_who_is_away(nodes: LocalCluster) -> None:
+    leader = nodes.wait_leader()
+    assert member(nodes, "transfer-leader", "--to", "n9").returncode == 3
+    away = next(name for name in nodes.names if name != leader)
+    nodes.pause(away)
+    try:
+        refused = member(nodes, "transfer-leader", "--to", away)
+        assert (refused.returncode, "did not take over" in refused.stderr) == (2, True), refused.stderr
+        with SyncClient([nodes.api_url(leader)]) as client:
+            client.put("still", b"led")
+    finally:
+        nodes.resume(away)
+    assert nodes.wait_leader() == leader
+
+
+def test_members_are_listed_as_the_leader_sees_them(nodes: LocalCluster) -> None:
+    nodes.wait_ready()
+    leader = nodes.wait_leader()
+    shown = member(nodes, "list")
+    assert shown.returncode == 0, shown.stderr
+    rows = dict(line.split("\t", 1) for line in shown.stdout.splitlines())
+    assert set(rows) == {"name", *nodes.names}
+    assert [name for name in nodes.names if rows[name].startswith("leader\t")] == [leader]
+    assert nodes.raft_address("n2") in rows["n2"]
+    assert "\t-\t-\t" not in rows["n1"], "how far it is, only the leader knows"
+    assert "quorum 2: 1 more may fail" in shown.stderr
