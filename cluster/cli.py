@@ -22,6 +22,7 @@ _COMMANDS = {
     "journal": "cluster.journal_cli:journal",
     "doctor": "cluster.doctor_cli:doctor",
     "completion": "cluster.completion_cli:completion",
+    "probe": "cluster.probe_cli:probe",
 }
 
 
