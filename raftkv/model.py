@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
+
 DEFAULT_CONTENT_TYPE = "application/octet-stream"
 
 
@@ -26,8 +28,11 @@ class Item:
 # --- results: what `Machine.apply` answers for each command. Values, never exceptions. ------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
+class _Value(msgspec.Struct, frozen=True, gc=False):
+    """As a frozen dataclass, at a fifth of what making one costs: each node makes two for each write."""
+
+
+class Written(_Value, frozen=True, gc=False):
     """A put. `created` tells 201 from 200; `previous` only when it was asked for and existed."""
 
     revision: int
@@ -35,8 +40,7 @@ class Written:
     previous: Item | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Deleted:
+class Deleted(_Value, frozen=True, gc=False):
     """A delete of one key or a prefix. `revision` is the store's when nothing was there to delete."""
 
     revision: int
@@ -45,49 +49,42 @@ class Deleted:
     previous: Item | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Appended:
+class Appended(_Value, frozen=True, gc=False):
     revision: int
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class Incremented:
+class Incremented(_Value, frozen=True, gc=False):
     revision: int
     value: int
 
 
-@dataclass(frozen=True, slots=True)
-class Got:
+class Got(_Value, frozen=True, gc=False):
     """A `get` inside a transaction: it sees the writes of the operations before it."""
 
     item: Item | None
 
 
-@dataclass(frozen=True, slots=True)
-class PreconditionFailed:
+class PreconditionFailed(_Value, frozen=True, gc=False):
     """`current` is the key's mod_revision, 0 where it is absent."""
 
     current: int
 
 
-@dataclass(frozen=True, slots=True)
-class NotANumber:
+class NotANumber(_Value, frozen=True, gc=False):
     """incr on a value that is not a decimal integer of 64 bits, or whose sum is not. `detail` says which."""
 
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class ResultTooLarge:
+class ResultTooLarge(_Value, frozen=True, gc=False):
     """append would make the value longer than the limit that its command carried."""
 
     size: int
     limit: int
 
 
-@dataclass(frozen=True, slots=True)
-class TransactionDone:
+class TransactionDone(_Value, frozen=True, gc=False):
     """`responses` has one result an operation of the branch that ran, in order.
 
     A branch in which an operation failed (`NotANumber`, `ResultTooLarge`) was not applied at all: the
@@ -99,13 +96,11 @@ class TransactionDone:
     responses: tuple[Written | Deleted | Appended | Incremented | Got, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class IdempotencyMismatch:
+class IdempotencyMismatch(_Value, frozen=True, gc=False):
     """The idempotency key was used before, for a different request."""
 
 
-@dataclass(frozen=True, slots=True)
-class IdempotencyExpired:
+class IdempotencyExpired(_Value, frozen=True, gc=False):
     """n lies below the window of its client's last outcomes. `lowest` is the lowest n still accepted."""
 
     lowest: int
@@ -125,8 +120,7 @@ Result = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Applied:
+class Applied(_Value, frozen=True, gc=False):
     """A command's result as applied at log `index`. `replayed`: the stored outcome of an earlier attempt."""
 
     index: int

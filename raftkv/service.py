@@ -70,6 +70,16 @@ class Consensus(Protocol):
         """Raises, or calls `done` once, which must not raise."""
         ...
 
+    def propose_all_soon(
+        self,
+        commands: Sequence[Command],
+        done: Callable[[Sequence[Applied] | RaftkvError], None],
+        *,
+        timeout_s: float,
+    ) -> object:
+        """As `propose_soon`, for several with one fate."""
+        ...
+
     def read_soon(self, done: Callable[[RaftkvError | None], None], *, timeout_s: float) -> None:
         """Raises, or calls `done` once, which must not raise."""
         ...
@@ -242,6 +252,65 @@ class KVService:
             write.leave()
             raise
         return write
+
+    def write_all_soon(
+        self,
+        commands: Sequence[Command],
+        done: Callable[[Sequence[Applied] | RaftkvError], None],
+        *,
+        timeout_s: float,
+        size_bytes: int,
+    ) -> int:
+        """As `write_soon`, for as many of these commands as can go on together, from the first on: how many
+        that is. 0: the first is for `write_soon`, since its idempotency key is on its way already. `done`
+        gets their results in their order, or what befell all of them. `size_bytes` is of all of them.
+
+        Raises what the first is refused with at once, as `write_soon` does, but for InFlight.
+        """
+        self.check_leads()
+        self._check_room_for_write(size_bytes)
+        count = self._with_keys_of_their_own(commands, self._writes_in_flight_max - self.writes_in_flight)
+        if not count:
+            return 0
+        taken = commands if count == len(commands) else commands[:count]
+        keys = [command.idempotency for command in taken if command.idempotency is not None]
+        if keys:
+            self._check_room_for_outcomes()
+
+        def leave() -> None:
+            self.writes_in_flight -= count
+            self.write_bytes_in_flight -= size_bytes
+            for each in keys:
+                del self._keys_in_flight[each.key]
+
+        def ended(outcome: Sequence[Applied] | RaftkvError) -> None:
+            leave()
+            done(outcome)
+
+        self.writes_in_flight += count
+        self.write_bytes_in_flight += size_bytes
+        for each in keys:
+            self._keys_in_flight[each.key] = each.fingerprint
+        try:
+            self.consensus.propose_all_soon(taken, ended, timeout_s=timeout_s)
+        except BaseException:
+            leave()
+            raise
+        return count
+
+    def _with_keys_of_their_own(self, commands: Sequence[Command], most: int) -> int:
+        """How many of the first commands have no idempotency key, or one that is not on its way."""
+        known = self._keys_in_flight
+        seen: set[bytes] = set()
+        for number, command in enumerate(commands):
+            if number == most:
+                return number
+            if command.idempotency is not None:
+                key = command.idempotency.key
+                if key in known or key in seen:
+                    return number
+                seen.add(key)
+        return len(commands)
 
     def _check_room_for_write(self, size_bytes: int) -> None:
         if self.writes_in_flight >= self._writes_in_flight_max:

@@ -8,6 +8,7 @@ missing, and the revisions that an export adds are passed over.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +26,7 @@ from raftkv.api.wire import (
     shown,
     stored_content_type,
 )
-from raftkv.errors import BadRequest, BodyTooLarge
+from raftkv.errors import BadRequest, BodyTooLarge, RaftkvError
 from raftkv.kv.command import (
     Append,
     Compare,
@@ -39,6 +40,7 @@ from raftkv.kv.command import (
     Put,
     Transaction,
 )
+from raftkv.model import DEFAULT_CONTENT_TYPE
 
 Text = str | UnsetType
 
@@ -121,6 +123,23 @@ class LineBody(_Body):
     sha256: Text = UNSET
 
 
+class PlainPut(_Body, gc=False):
+    """What most lines are, so that many can be decoded in one call: all that a put may have but a document,
+    in members of which none needs to be checked against `op`."""
+
+    key: str
+    value: Text = UNSET
+    base64: Text = UNSET
+    op: Literal["put"] = "put"
+    content_type: str | None = None
+    if_revision: int | UnsetType = UNSET
+    idempotency_key: Text = UNSET
+    prev: bool = False
+    create_revision: int | UnsetType = UNSET
+    mod_revision: int | UnsetType = UNSET
+    version: int | UnsetType = UNSET
+
+
 _TARGETS = "value, mod_revision, create_revision, version or exists"
 _OPERATIONS = "one of put, delete, get, append, incr"
 _LINE = "op, key, value, base64, json, content_type, by, if_revision, idempotency_key, prev"
@@ -142,6 +161,7 @@ _LINE_ALLOWED = {"": _LINE, "op": "put, delete, append, incr or get"}
 
 _transaction_decoder = msgspec.json.Decoder(TransactionBody)
 _line_decoder = msgspec.json.Decoder(LineBody)
+_plain_decoder = msgspec.json.Decoder(PlainPut)
 
 
 # --- a transaction ---------------------------------------------------------------------------------------
@@ -239,13 +259,55 @@ def _compare(body: CompareBody, at: str, limits: Limits) -> Compare:
 # --- a line of a batch -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(msgspec.Struct, frozen=True, gc=False):
     """`operation` is None for the last line of an export, which says nothing to do."""
 
     operation: Put | Delete | Append | Increment | Get | None
     idempotency_key: bytes | None = None
     prev: bool = False
+
+
+def parse_lines(lines: Sequence[bytes], limits: Limits) -> list[Line | RaftkvError]:
+    """Each as `parse_line` has it, or what that raises; in a fraction of the time where all are plain puts.
+    No line is longer than allowed, or holds a line end."""
+    plain = _plain_puts(lines)
+    made: list[Line | RaftkvError] = []
+    for line in lines if plain is None else plain:
+        try:
+            made.append(parse_line(line, limits) if isinstance(line, bytes) else _plain_line(line, limits))
+        except RaftkvError as error:
+            made.append(error)
+    return made
+
+
+def _plain_puts(lines: Sequence[bytes]) -> Sequence[PlainPut] | None:
+    """None unless each line is one JSON object that is a plain put.
+
+    The decoder takes values as they follow one another, wherever lines end. Here each line begins with { and
+    ends with }; after that } no value that began before it can go on with a {, so each line holds whole
+    values only, and as many values as lines are one a line.
+    """
+    whole = b"\n".join(lines)
+    if whole[:1] != b"{" or whole[-1:] != b"}" or whole.count(b"}\n{") != len(lines) - 1:
+        return None
+    try:
+        _check_utf8(whole, "lines")
+        found = _plain_decoder.decode_lines(whole)
+    except (BadRequest, msgspec.MsgspecError):
+        return None
+    return found if len(found) == len(lines) else None
+
+
+def _plain_line(body: PlainPut, limits: Limits) -> Line:
+    """As `parse_line`, from where the line is decoded."""
+    key = check_key(_text(body.key, "line.key"), "line.key", limits)
+    condition = None if body.if_revision is UNSET else _revision_condition(body.if_revision)
+    name = None if body.idempotency_key is UNSET else _idempotency_key(body.idempotency_key)
+    kind = DEFAULT_CONTENT_TYPE
+    if body.content_type is not None:
+        kind = stored_content_type(body.content_type, "line.content_type", limits)
+    value = _value(body.value, body.base64, "line", limits)
+    return Line(Put(key, value, kind, condition, body.prev), name, body.prev)
 
 
 def parse_line(line: bytes, limits: Limits) -> Line:
@@ -261,19 +323,19 @@ def parse_line(line: bytes, limits: Limits) -> Line:
     if isinstance(body.key, UnsetType):
         raise BadRequest("line: it has no key; allowed are 1 to 4096 bytes of UTF-8")
     key = _key(body.key, "line", limits)
-    condition = None
-    if not isinstance(body.if_revision, UnsetType):
-        if not 0 <= body.if_revision <= INTEGER_MAX:
-            raise BadRequest(
-                f"line.if_revision: {body.if_revision} is not allowed; allowed is a whole number from 0"
-            )
-        condition = Condition(body.if_revision)
-    idempotency_key = (
-        None
-        if isinstance(body.idempotency_key, UnsetType)
-        else check_idempotency_key(body.idempotency_key, "line.idempotency_key")
-    )
-    return Line(_line_operation(body, key, condition, limits), idempotency_key, body.prev)
+    condition = None if body.if_revision is UNSET else _revision_condition(body.if_revision)
+    name = None if body.idempotency_key is UNSET else _idempotency_key(body.idempotency_key)
+    return Line(_line_operation(body, key, condition, limits), name, body.prev)
+
+
+def _revision_condition(revision: int) -> Condition:
+    if not 0 <= revision <= INTEGER_MAX:
+        raise BadRequest(f"line.if_revision: {revision} is not allowed; allowed is a whole number from 0")
+    return Condition(revision)
+
+
+def _idempotency_key(key: str) -> bytes:
+    return check_idempotency_key(key, "line.idempotency_key")
 
 
 def _line_operation(
@@ -305,17 +367,19 @@ _MEMBERS = {
     "incr": {"by", "if_revision", "idempotency_key"},
     "get": set[str](),
 }
+# Of each operation, the members that it does not take.
+_FOREIGN = {
+    op: tuple(name for name in LineBody.__struct_fields__ if name not in {"op", "key", "end"} | allowed)
+    for op, allowed in _MEMBERS.items()
+}
 
 
 def _check_members(body: LineBody) -> None:
     """A member that its operation does not take is a mistake, and never silently without effect."""
-    allowed = _MEMBERS[body.op]
-    for name in body.__struct_fields__:
-        if name in ("op", "key", "end") or name in allowed:
-            continue
+    for name in _FOREIGN[body.op]:
         given = getattr(body, name)
         if given is not UNSET and given is not None and given is not False:
-            names = ", ".join(["key", *sorted(allowed)])
+            names = ", ".join(["key", *sorted(_MEMBERS[body.op])])
             raise BadRequest(f"line.{name}: op {body.op} does not take it; allowed: {names}")
 
 
@@ -327,10 +391,10 @@ def _key(key: str, at: str, limits: Limits) -> bytes:
 
 
 def _value(value: Text, encoded: Text, at: str, limits: Limits) -> bytes:
-    if isinstance(value, UnsetType) == isinstance(encoded, UnsetType):
+    if (value is UNSET) == (encoded is UNSET):
         raise BadRequest(f"{at}: the value is missing or there twice; allowed is one of value and base64")
     if not isinstance(value, UnsetType):
-        return check_value(_text(value, f"{at}.value"), f"{at}.value", limits)
+        return check_value(_text(value, at + ".value"), at + ".value", limits)
     assert not isinstance(encoded, UnsetType)
     return check_value(decode_base64(encoded, f"{at}.base64"), f"{at}.base64", limits)
 

@@ -19,7 +19,7 @@ import logging
 import math
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from raftkv.errors import Draining, Fatal, NoLeader, NotLeader, RaftkvError
@@ -166,6 +166,18 @@ class Engine:
         """
         self._refuse_unless_leading()
         ticket = self.proposals.add(command, done, timeout_s)
+        self._settle_soon()
+        return ticket
+
+    def propose_all(
+        self,
+        commands: Sequence[bytes],
+        done: Callable[[Sequence[Applied] | RaftkvError], None],
+        timeout_s: float = math.inf,
+    ) -> Ticket:
+        """As `propose`, for several commands with one fate; `done` gets all their results, in order."""
+        self._refuse_unless_leading()
+        ticket = self.proposals.add_all(commands, done, timeout_s)
         self._settle_soon()
         return ticket
 

@@ -471,6 +471,17 @@ class RaftNode:
         """
         return self._running().propose(encode(command), done, timeout_s)
 
+    def propose_all_soon(
+        self,
+        commands: Sequence[Command],
+        done: Callable[[Sequence[Applied] | RaftkvError], None],
+        *,
+        timeout_s: float,
+    ) -> Ticket:
+        """As `propose_soon`, for several with one fate: all in one entry, or none. `done` gets their results
+        in their order."""
+        return self._running().propose_all(list(map(encode, commands)), done, timeout_s)
+
     def read_soon(self, done: Callable[[RaftkvError | None], None], *, timeout_s: float) -> None:
         """`done`, which must not raise, is called once: with None when this node's state is linearizable for
         what asked now, or NoLeader, NotReady. Raises NoLeader, NotReady, Draining, Overloaded."""

@@ -17,7 +17,9 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import Any
+
+import msgspec
 
 from raftkv.errors import CommitTimeout, LeaderChanged, NoLeader, Overloaded, RaftkvError
 from raftkv.kv.command import encode_entry
@@ -35,16 +37,21 @@ BATCH_BYTES_MAX = 1 << 20
 EXPIRE_S = 0.05  # how late a caller may learn that its deadline has passed; 10,000 that wait cost 1% at that
 
 Done = Callable[[Applied | RaftkvError], None]
+AllDone = Callable[[Sequence[Applied] | RaftkvError], None]
 
 
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """One command on its way. `command` is emptied once it stands in the log."""
+class Ticket(msgspec.Struct, eq=False):
+    """One command on its way, or several that share one fate: they are proposed in one entry, in their order.
+    `commands` is emptied once they stand in the log. A struct rather than a dataclass: one is made for every
+    write, and costs a quarter."""
 
-    command: bytes
-    done: Done
+    commands: Sequence[bytes]
+    size: int  # bytes of all commands
+    done: Callable[[Any], None]  # a `Done`; an `AllDone` where there are `several`
     deadline: float  # on the engine's clock
     timeout_s: float
+    count: int = 1
+    several: bool = False
     state: str = "waiting"  # then "proposed" or "withdrawn"
 
 
@@ -57,6 +64,7 @@ class Proposals:
         self._commands_max = commands_max
         self._bytes_max = bytes_max
         self._waiting: deque[Ticket] = deque()
+        self._waiting_commands = 0
         self._waiting_bytes = 0
         self._proposed: dict[int, tuple[int, list[Ticket]]] = {}  # index -> (term, tickets)
         self._look_at = float("-inf")  # when deadlines are due for another look
@@ -67,19 +75,33 @@ class Proposals:
     @property
     def outstanding(self) -> int:
         """Commands neither answered nor withdrawn."""
-        return len(self._waiting) + sum(len(tickets) for _, tickets in self._proposed.values())
+        proposed = (ticket.count for _, tickets in self._proposed.values() for ticket in tickets)
+        return self._waiting_commands + sum(proposed)
 
     def add(self, command: bytes, done: Done, timeout_s: float = math.inf) -> Ticket:
         """Queues a command for the next batch; only on a leader. Raises Overloaded at the bound."""
-        if len(self._waiting) >= self._commands_max or self._waiting_bytes >= self._bytes_max:
+        ticket = Ticket((command,), len(command), done, self._clock() + timeout_s, timeout_s)
+        self._queue(ticket)
+        return ticket
+
+    def add_all(self, commands: Sequence[bytes], done: AllDone, timeout_s: float = math.inf) -> Ticket:
+        """As `add`, for several commands, of which there are less than a batch may have: `done` gets all
+        their results, in order, or what befell all of them."""
+        size = sum(map(len, commands))
+        deadline = self._clock() + timeout_s
+        ticket = Ticket(commands, size, done, deadline, timeout_s, len(commands), True)
+        self._queue(ticket)
+        return ticket
+
+    def _queue(self, ticket: Ticket) -> None:
+        if self._waiting_commands >= self._commands_max or self._waiting_bytes >= self._bytes_max:
             raise Overloaded(
-                f"{len(self._waiting)} writes of {self._waiting_bytes} bytes wait already "
+                f"{self._waiting_commands} writes of {self._waiting_bytes} bytes wait already "
                 f"(at most {self._commands_max} and {self._bytes_max} bytes); try again shortly"
             )
-        ticket = Ticket(command, done, self._clock() + timeout_s, timeout_s)
         self._waiting.append(ticket)
-        self._waiting_bytes += len(command)
-        return ticket
+        self._waiting_commands += ticket.count
+        self._waiting_bytes += ticket.size
 
     def withdraw(self, ticket: Ticket) -> bool:
         """True: it will never be proposed, so it is certain not to happen. False: it may."""
@@ -118,6 +140,8 @@ class Proposals:
 
     def flush(self) -> bool:
         """Appends one batch of what waits to the leader's log; True if there was any."""
+        if not self._waiting:
+            return False
         tickets, commands = self._take_batch()
         if not tickets:
             return False
@@ -130,19 +154,23 @@ class Proposals:
     def _take_batch(self) -> tuple[list[Ticket], list[bytes]]:
         tickets: list[Ticket] = []
         commands: list[bytes] = []
-        size = 0
-        while self._waiting and len(tickets) < BATCH_COMMANDS_MAX:
-            ticket = self._waiting[0]
-            if tickets and size + len(ticket.command) > BATCH_BYTES_MAX:
+        waiting = self._waiting
+        count = size = 0
+        while waiting:
+            ticket = waiting[0]
+            whole = count + ticket.count > BATCH_COMMANDS_MAX or size + ticket.size > BATCH_BYTES_MAX
+            if whole and tickets:
                 break
-            self._waiting.popleft()
-            self._waiting_bytes -= len(ticket.command)
+            waiting.popleft()
+            self._waiting_commands -= ticket.count
+            self._waiting_bytes -= ticket.size
             if ticket.state == "withdrawn":
                 continue
-            size += len(ticket.command)
+            count += ticket.count
+            size += ticket.size
             tickets.append(ticket)
-            commands.append(ticket.command)
-            ticket.command = b""
+            commands += ticket.commands
+            ticket.commands = ()
             ticket.state = "proposed"
         return tickets, commands
 
@@ -158,8 +186,14 @@ class Proposals:
             return
         proposed_term, tickets = proposed
         if proposed_term == term:
-            for ticket, result in zip(tickets, results, strict=True):
-                ticket.done(result)
+            at = 0
+            for ticket in tickets:
+                if ticket.several:
+                    ticket.done(results[at : at + ticket.count])
+                else:
+                    ticket.done(results[at])
+                at += ticket.count
+            assert at == len(results)
         else:
             refusal = NoLeader(f"another leader's entry was committed at index {index} instead")
             for ticket in tickets:
@@ -176,12 +210,12 @@ class Proposals:
     def refuse_waiting(self, error: RaftkvError) -> None:
         """What waits was never in the log: refused, and certain not to happen."""
         waiting, self._waiting = self._waiting, deque()
-        self._waiting_bytes = 0
+        self._waiting_commands = self._waiting_bytes = 0
         for ticket in waiting:
             if ticket.state == "waiting":
                 ticket.state = "withdrawn"
                 ticket.done(error)
 
 
-def _nobody(_: Applied | RaftkvError) -> None:
+def _nobody(_: object) -> None:
     """Whoever waited was told that the outcome is unknown."""

@@ -92,6 +92,30 @@ class LocalConsensus:
         self.proposed.append(command)
         self._start(self._commit(command, timeout_s), done)
 
+    def propose_all_soon(
+        self,
+        commands: Sequence[Command],
+        done: Callable[[Sequence[Applied] | RaftkvError], None],
+        *,
+        timeout_s: float,
+    ) -> None:
+        """In one entry, as far as anyone can tell: all are applied in one step."""
+        results: list[Applied] = []
+
+        def one_done(outcome: Applied | RaftkvError) -> None:
+            if isinstance(outcome, RaftkvError):
+                waiting.clear()
+                done(outcome)
+                return
+            results.append(outcome)
+            waiting.pop()
+            if not waiting:
+                done(results)
+
+        waiting = list(commands)
+        for command in commands:
+            self.propose_soon(command, one_done, timeout_s=timeout_s)
+
     async def _commit(self, command: Command, timeout_s: float) -> Applied:
         try:
             async with asyncio.timeout(timeout_s):

@@ -514,6 +514,29 @@ async def test_a_key_for_a_whole_batch_makes_it_repeatable(http: Http, name: str
     assert again == [{**answer, "replayed": True} for answer in first]
 
 
+async def test_a_line_under_a_key_that_is_on_its_way_learns_so(http: Http, name: str) -> None:
+    """What may not go on together does not, and keeps its place."""
+    line = {"op": "incr", "key": name, "idempotency_key": name + "/1"}
+    other = {"op": "incr", "key": name, "by": 2, "idempotency_key": name + "/1"}
+    answers = await batch(http, {"op": "incr", "key": name}, line, line, other, {"op": "incr", "key": name})
+    assert [answer.get("value") for answer in answers] == [1, 2, None, None, 3]
+    assert [(answer["status"], answer.get("code")) for answer in answers[2:4]] == [
+        (409, "in_flight"),
+        (422, "idempotency_mismatch"),
+    ]
+
+
+async def test_what_is_wrong_with_a_line_concerns_no_other(http: Http, name: str) -> None:
+    lines: list[object] = [{"op": "put", "key": name, "value": f"{number}"} for number in range(700)]
+    lines[300] = {"op": "put", "key": name, "value": "x", "if_revision": 1}
+    lines[301] = {"op": "put", "key": name}
+    lines[600] = {"op": "get", "key": name}
+    answers = await batch(http, *lines)
+    assert [answer["status"] for answer in answers] == [201] + [200] * 299 + [412, 400] + [200] * 398
+    assert answers[600]["value"] == "599"
+    assert (await http("GET", path(name))).body == b"699"
+
+
 async def test_a_batch_that_ends_in_the_middle_does_what_came(node: Node, name: str) -> None:
     http = node.http
     line = json.dumps({"op": "incr", "key": name}).encode() + b"\n"

@@ -356,6 +356,31 @@ async def test_writes_beyond_the_bound_are_refused_at_once(node: Node) -> None:
     assert (node.service.writes_in_flight, node.service.write_bytes_in_flight) == (0, 0)
 
 
+@pytest.mark.parametrize("limits", [replace(DEFAULT, writes_in_flight_max=10)])
+async def test_lines_beyond_the_bound_are_refused_and_those_within_are_not(node: Node) -> None:
+    node.consensus.hold()
+    line = b'{"key": "a", "value": "v"}\n'
+    waiting = asyncio.create_task(node.http("POST", "/v1/batch", line * 15))
+    await until(lambda: node.service.writes_in_flight == 10)
+    node.consensus.release()
+    lines = (await waiting).lines
+    assert [line["status"] for line in lines] == [201] + [200] * 9 + [429] * 5
+    assert {(line["code"], line["outcome"]) for line in lines[10:]} == {("overloaded", "not_applied")}
+
+
+@pytest.mark.parametrize("limits", [replace(DEFAULT, batch_in_flight_max=7)])
+async def test_a_batch_holds_no_more_lines_than_it_may(node: Node) -> None:
+    node.consensus.hold()
+    line = b'{"key": "a", "value": "v"}\n'
+    waiting = asyncio.create_task(node.http("POST", "/v1/batch", line * 100))
+    await until(lambda: node.service.writes_in_flight == 7)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert node.service.writes_in_flight == 7
+    node.consensus.release()
+    assert [line["status"] for line in (await waiting).lines] == [201] + [200] * 99
+
+
 @pytest.mark.parametrize("limits", [replace(DEFAULT, exports_max=1)])
 async def test_exports_beyond_the_bound_are_refused(node: Node) -> None:
     for number in range(6000):

@@ -26,6 +26,7 @@ from raftkv.journal.wal import Wal
 from raftkv.kv.command import Put, encode
 from raftkv.kv.machine import Machine
 from raftkv.model import Applied, Member, Membership, Written
+from raftkv.raft import proposals
 from raftkv.raft.compaction import CompactionLimits
 from raftkv.raft.core import Timing
 from raftkv.raft.engine import Engine
@@ -241,6 +242,38 @@ def test_commands_that_arrive_during_a_sync_share_one_entry(trio: Trio) -> None:
     assert applied(first).index == last_index
 
 
+def test_several_commands_with_one_fate_share_an_entry_with_others(trio: Trio) -> None:
+    leader = trio.elect()
+    before = leader.put(b"before")
+    several: list[Any] = []
+    leader.engine.propose_all([encode(Put(b"%d" % number, b"v")) for number in range(3)], several.append)
+    after = leader.put(b"after")
+    trio.settle()
+    (results,) = several
+    assert [each.result for each in results] == [Written(2 + number, created=True) for number in range(3)]
+    assert {each.index for each in results} == {applied(before).index} == {applied(after).index}
+    assert applied(after).result == Written(5, created=True)
+
+
+def test_several_commands_count_as_many_in_the_queue_and_in_a_batch(
+    trio: Trio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proposals, "BATCH_COMMANDS_MAX", 4)
+    leader = trio.elect()
+    outcomes: list[Any] = []
+    commands = [encode(Put(b"%d" % number, b"v")) for number in range(5)]
+    leader.engine.propose_all(commands[:3], outcomes.append)
+    leader.engine.propose_all(commands[:3], outcomes.append)
+    leader.engine.propose_all(commands, outcomes.append)
+    assert leader.engine.proposals.outstanding == 11
+    with pytest.raises(Overloaded, match="11 writes"):
+        leader.put(b"one too many")
+    trio.settle()
+    assert [len(results) for results in outcomes] == [3, 3, 5]
+    assert len({results[0].index for results in outcomes}) == 3, "each was an entry of its own"
+    assert leader.engine.proposals.outstanding == 0
+
+
 def test_queue_is_bounded(trio: Trio) -> None:
     leader = trio.elect()
     for number in range(10):
@@ -280,6 +313,25 @@ def test_a_queued_command_whose_time_is_up_never_happens(trio: Trio) -> None:
     assert len(outcome) == 1
     assert leader.engine.machine.get(b"a") is None
     assert leader.engine.machine.get(b"first") is not None
+
+
+def test_several_commands_are_withdrawn_and_expire_as_one(trio: Trio) -> None:
+    leader = trio.elect()
+    outcomes: list[Any] = []
+    commands = [encode(Put(b"%d" % number, b"v")) for number in range(3)]
+    ticket = leader.engine.propose_all(commands, outcomes.append)
+    assert leader.engine.withdraw(ticket)
+    trio.settle()
+    assert (outcomes, leader.engine.machine.keys) == ([], 0)
+    leader.held_lanes.add("journal")
+    leader.engine.propose_all(commands, outcomes.append, 0.2)
+    trio.settle()
+    trio.clock.now += 0.21
+    leader.engine.tick()
+    assert [type(outcome) for outcome in outcomes] == [CommitTimeout]
+    leader.held_lanes.clear()
+    trio.settle()
+    assert (len(outcomes), leader.engine.machine.keys) == (1, 3)
 
 
 def test_a_command_in_the_log_whose_time_is_up_is_told_once_that_it_may_happen(trio: Trio) -> None:

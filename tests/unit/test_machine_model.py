@@ -211,7 +211,9 @@ Commands: st.SearchStrategy[Command] = st.one_of(
 
 def without_detail(applied: Applied) -> Applied:
     """NotANumber's words are for people; the model has none."""
-    return replace(applied, result=NotANumber("")) if isinstance(applied.result, NotANumber) else applied
+    if isinstance(applied.result, NotANumber):
+        return Applied(applied.index, NotANumber(""), applied.replayed)
+    return applied
 
 
 def pages(image: Image, count: int = 3) -> list[Page]:

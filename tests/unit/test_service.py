@@ -99,6 +99,67 @@ async def test_a_cancelled_write_gives_its_place_back() -> None:
     await service.write(keyed(PUT, b"k"), timeout_s=5)
 
 
+def write_all(service: KVService, commands: list[Put]) -> tuple[int, list[object]]:
+    """How many were taken, and a list that gets their outcome."""
+    outcomes: list[object] = []
+    size = sum(len(command.value) for command in commands)
+    return service.write_all_soon(commands, outcomes.append, timeout_s=5, size_bytes=size), outcomes
+
+
+async def until_there(outcomes: list[object]) -> None:
+    async with asyncio.timeout(20):
+        while not outcomes:  # noqa: ASYNC110  # it comes by callback
+            await asyncio.sleep(0)
+
+
+async def test_many_writes_are_admitted_at_once_and_leave_at_once() -> None:
+    consensus, service = make()
+    commands = [keyed(Put(b"a", b"%d" % number), b"k%d" % number) for number in range(3)] + [PUT]
+    consensus.hold()
+    taken, outcomes = write_all(service, commands)
+    assert (taken, service.writes_in_flight, service.write_bytes_in_flight) == (4, 4, 4)
+    with pytest.raises(InFlight):
+        await service.write(commands[1], timeout_s=5)
+    consensus.release()
+    await until_there(outcomes)
+    assert outcomes == [[Applied(1 + n, Written(1 + n, created=n == 0)) for n in range(4)]]
+    assert consensus.proposed == commands
+    assert (service.writes_in_flight, service.write_bytes_in_flight) == (0, 0)
+    assert (await service.write(commands[1], timeout_s=5)).replayed is True
+
+
+async def test_of_many_writes_as_many_go_on_as_there_is_room_for() -> None:
+    consensus, service = make(writes_in_flight_max=3)
+    consensus.hold()
+    taken, outcomes = write_all(service, [PUT] * 5)
+    assert taken == 3
+    with pytest.raises(Overloaded, match="--writes-in-flight-max"):
+        write_all(service, [PUT] * 2)
+    consensus.release()
+    await until_there(outcomes)
+    assert service.writes_in_flight == 0
+
+
+async def test_of_many_writes_a_key_that_is_on_its_way_holds_up_what_follows() -> None:
+    consensus, service = make()
+    consensus.hold()
+    first, second = keyed(PUT, b"k"), keyed(PUT, b"l")
+    assert write_all(service, [first, second, first, PUT])[0] == 2
+    assert write_all(service, [first, PUT])[0] == 0
+    assert service.writes_in_flight == 2
+    consensus.release()
+
+
+@pytest.mark.parametrize("error", [CommitTimeout("x"), NotReady("x"), ZeroDivisionError()])
+async def test_many_writes_that_are_not_taken_leave_nothing_behind(error: Exception) -> None:
+    consensus, service = make()
+    consensus.propose_error = error
+    for _ in range(2):
+        with pytest.raises(type(error)):
+            write_all(service, [keyed(PUT, b"k"), PUT])
+    assert (service.writes_in_flight, service.write_bytes_in_flight) == (0, 0)
+
+
 async def test_who_leads_decides_who_takes_writes() -> None:
     consensus, service = make()
     consensus.follow("n2", "http://n2")

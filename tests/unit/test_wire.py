@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raftkv.api.batch import TooLongLine, lines
-from raftkv.api.bodies import parse_line, parse_transaction
+from raftkv.api.batch import TooLongLine, cut, lines_of
+from raftkv.api.bodies import Line, parse_line, parse_lines, parse_transaction
 from raftkv.api.limits import LIMITS, Limits, check_limits
 from raftkv.api.routes import KEY_PREFIX, ROUTES, match
 from raftkv.api.wire import (
@@ -182,10 +182,68 @@ def test_lines_are_the_same_however_the_body_is_cut(parts: list[bytes], cuts: li
             yield body[start:end]
 
     async def found() -> list[bytes | None]:
-        return [None if isinstance(line, TooLongLine) else line async for line in lines(pieces(), 4)]
+        return [
+            None if isinstance(line, TooLongLine) else line
+            async for lines in lines_of(pieces(), 4)
+            for line in lines
+        ]
 
     expected = [None if len(part) > 4 else part for part in parts if part.strip() or len(part) > 4]
     assert asyncio.run(found()) == expected
+
+
+@given(st.lists(st.integers(0, 400_000), max_size=20), st.integers(1, 4))
+def test_lines_are_cut_into_parts_of_bounded_size_in_their_order(sizes: list[int], lines_max: int) -> None:
+    lines = [bytes(size) for size in sizes]
+    parts = cut(lines, lines_max)
+    assert [line for part in parts for line in part] == lines
+    assert all(1 <= len(part) <= lines_max for part in parts)
+    assert all(len(part) == 1 or sum(map(len, part)) <= 256 << 10 for part in parts)
+
+
+_PUT = b'{"op": "put", "key": "a", "value": "1"}'
+_members = st.sampled_from(
+    [
+        b'"op": "put"', b'"op": "delete"', b'"op": "get"', b'"op": "incr"', b'"key": "a"', b'"key": ""',
+        b'"key": "\xc3\xa9"', b'"key": "\\ud800"', b'"value": "}\\n{"', b'"value": ""', b'"base64": "/w=="',
+        b'"base64": "x"', b'"json": {"a": [1]}', b'"content_type": "text/plain"', b'"content_type": "x"',
+        b'"content_type": null', b'"by": 1', b'"by": null', b'"if_revision": 0', b'"if_revision": -1',
+        b'"idempotency_key": "c/1"', b'"idempotency_key": ""', b'"prev": true', b'"create_revision": 1',
+        b'"mod_revision": 2', b'"version": 3', b'"_end": true', b'"count": 1', b'"zap": 1',
+    ]
+)  # fmt: skip
+_one_line = st.one_of(
+    st.just(_PUT),
+    st.lists(_members, min_size=1, max_size=4, unique=True).map(lambda them: b"{" + b", ".join(them) + b"}"),
+    st.sampled_from(
+        [
+            b"{", b"}", b"{}", b"[]", b"1", b"null", b'{"key": "a"', b'"value": "b"}', _PUT + _PUT,
+            b"{" + _PUT, _PUT + b"}", b" " + _PUT, _PUT + b" ", _PUT + b"\r", b"{" + _PUT + b"}",
+            b'{"key": "\xff", "value": "1"}', _PUT + b"{", b'{"json": ' + _PUT,
+            b'"key": "b", "value": "1"}', _PUT + b',' + _PUT,
+        ]
+    ),
+)  # fmt: skip
+
+
+@given(st.lists(_one_line, min_size=1, max_size=6))
+def test_lines_that_are_parsed_together_mean_what_each_means_alone(lines: list[bytes]) -> None:
+    def alone(line: bytes) -> object:
+        try:
+            return parse_line(line, LIMITS_IN_FORCE)
+        except RaftkvError as error:
+            return (type(error), str(error))
+
+    together = [
+        (type(each), str(each)) if isinstance(each, RaftkvError) else each
+        for each in parse_lines(lines, LIMITS_IN_FORCE)
+    ]
+    assert together == [alone(line) for line in lines]
+
+
+def test_plain_puts_are_decoded_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raftkv.api.bodies.parse_line", None)
+    assert parse_lines([_PUT] * 3, LIMITS_IN_FORCE) == [Line(Put(b"a", b"1"))] * 3
 
 
 def test_the_limits_table_and_the_defaults_agree() -> None:
