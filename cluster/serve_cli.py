@@ -31,11 +31,18 @@ def setting_options(command: _Command) -> _Command:
         command = click.option(
             setting.flag,
             setting.name,
-            multiple=setting.repeated,
-            metavar=setting.allowed.split(",")[0].upper() if setting.repeated else "VALUE",
             help=_help_of(setting),
+            **_form_of(setting),
         )(command)
     return command
+
+
+def _form_of(setting: Setting) -> dict[str, Any]:
+    if setting.switch:
+        return {"is_flag": True, "flag_value": "true", "default": None}
+    if setting.repeated:
+        return {"multiple": True, "metavar": setting.allowed.split(",")[0].upper()}
+    return {"metavar": "VALUE"}
 
 
 def _help_of(setting: Setting) -> str:

@@ -47,6 +47,7 @@ class Config:
     raft: Address = ("127.0.0.1", 8401)
     ops_listen: Address | None = None
     snapshots: str | None = None  # URL of the store that they are published to; None: to none
+    join: bool = False
     route: Route = "redirect"
     drain_seconds: float = 0.0
     election_timeout_ms_min: int = 500
@@ -91,6 +92,7 @@ class Setting:
     default: Any = None
     required: bool = False
     repeated: bool = False
+    switch: bool = False  # on the command line it stands alone
 
     @property
     def flag(self) -> str:
@@ -190,6 +192,12 @@ def parse_store(text: str) -> str:
             raise ValueError("a rados:// URL names a pool")
         return text
     raise ValueError("not a store's URL")
+
+
+def parse_switch(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError("neither true nor false")
+    return text == "true"
 
 
 def one_of(*words: str) -> Callable[[str], str]:
@@ -310,6 +318,16 @@ SETTINGS: tuple[Setting, ...] = (
         "Give it once for each.",
         required=True,
         repeated=True,
+    ),
+    Setting(
+        "join",
+        parse_switch,
+        "true or false",
+        "true",
+        "This node joins a cluster that stands already: it founds none, and waits until it is added "
+        "(raftkv member add). Its own --member, and those of the cluster, say where everybody is.",
+        False,
+        switch=True,
     ),
     Setting(
         "secret_file",
@@ -508,7 +526,9 @@ def _value_of(
 
 
 def _text(raw: object) -> str:
-    if isinstance(raw, bool) or not isinstance(raw, str | int | Path):
+    if isinstance(raw, bool):
+        raw = "true" if raw else "false"
+    if not isinstance(raw, str | int | Path):
         raise ValueError("neither text nor a whole number")
     if raw == "":
         raise ValueError("empty")

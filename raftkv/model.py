@@ -106,6 +106,13 @@ class IdempotencyExpired(_Value, frozen=True, gc=False):
     lowest: int
 
 
+@dataclass(frozen=True, slots=True)
+class Reconfigured:
+    """The log entry with this membership was committed. No command's result, but told in the same way."""
+
+    membership: Membership
+
+
 Result = (
     Written
     | Deleted
@@ -117,6 +124,7 @@ Result = (
     | TransactionDone
     | IdempotencyMismatch
     | IdempotencyExpired
+    | Reconfigured
 )
 
 
@@ -149,10 +157,38 @@ class Identity:
     cluster: str  # 32 hex digits, or "" before the cluster has formed
 
 
-@dataclass(frozen=True, slots=True)
-class Membership:
-    """The replicated configuration: members in order of name, and each one's instance."""
+class Membership(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The replicated configuration: members in order of name, and each one's instance.
+
+    `instances` has "" for a member that was added and has not shown its disk yet. `learners` are members
+    that get the log and count in no quorum; those of `promoting` become voters once they have caught up.
+    (`term`, `index`) of the log entry that carries it orders the memberships of one cluster: a committed one
+    is newer than all that were committed before it.
+    """
 
     cluster: str
     members: tuple[Member, ...]
     instances: tuple[tuple[str, str], ...]  # (name, instance), in order of name
+    learners: tuple[str, ...] = ()
+    promoting: tuple[str, ...] = ()
+    term: int = 0
+    index: int = 1
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(member.name for member in self.members)
+
+    @property
+    def voters(self) -> tuple[str, ...]:
+        return tuple(member.name for member in self.members if member.name not in self.learners)
+
+    @property
+    def version(self) -> tuple[int, int]:
+        return self.term, self.index
+
+    def member(self, name: str) -> Member | None:
+        return next((member for member in self.members if member.name == name), None)
+
+    def instance(self, name: str) -> str | None:
+        """ "" for one that has not shown its disk, None for a stranger."""
+        return dict(self.instances).get(name)

@@ -168,6 +168,7 @@ def node_settings(config: Config) -> NodeSettings:
         name=config.name,
         data_dir=config.data_dir,
         members=config.members,
+        joining=config.join,
         secret=config.secret,
         listen=config.raft,
         timing=Timing(

@@ -41,7 +41,8 @@ from raftkv.kv import record
 from raftkv.kv.command import Append, Command, Idempotency, encode
 from raftkv.kv.image import Image
 from raftkv.kv.machine import Machine, prefix_end
-from raftkv.model import Applied, IdempotencyMismatch, Item
+from raftkv.model import Applied, IdempotencyMismatch, Item, Membership
+from raftkv.raft.membership import Change
 from raftkv.raft.status import Leadership, NodeStatus
 from raftkv.snapshot.codec import Chunk, Manifest
 
@@ -103,6 +104,9 @@ class Consensus(Protocol):
     async def transfer_leadership(self, to: str | None) -> None:
         """Returns when another member leads. Raises NotReady, TransferFailed: then this node leads on."""
         ...
+
+    def plan_membership(self, change: Change) -> tuple[Membership, Membership, frozenset[str]]: ...
+    async def change_membership(self, change: Change, *, timeout_s: float) -> Membership: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ from raftkv.model import (
     Item,
     NotANumber,
     PreconditionFailed,
+    Reconfigured,
     Result,
     ResultTooLarge,
     TransactionDone,
@@ -247,7 +248,7 @@ def _tuple_of(result: Result | Got) -> tuple[Any, ...]:
             return "l", size, limit
         case TransactionDone(succeeded, revision, responses):
             return "t", succeeded, revision, [_tuple_of(response) for response in responses]
-        case IdempotencyMismatch() | IdempotencyExpired():
+        case IdempotencyMismatch() | IdempotencyExpired() | Reconfigured():
             raise AssertionError("only first outcomes are stored")
 
 

@@ -138,7 +138,7 @@ class Compaction:
             cluster=engine.membership.cluster,
             index=index,
             term=term,
-            membership=engine.membership,
+            membership=engine.core.membership_at(index),
             image=self._image,
         )
         self._step(None)

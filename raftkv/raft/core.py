@@ -13,15 +13,19 @@ Invariants:
 - The leader counts its own log only as far as its own disk has it [7]; only entries of its own term are
   committed by counting (Raft §5.4.2).
 - Answers are bound to the term and to the sender they came from; a vote counts once a voter [6].
+- The membership in effect is the newest in the log, committed or not (thesis §4.1) [9]: it says whose votes,
+  acknowledgements and echoes count, and who gets the log. Messages are taken from whomever the transport
+  admits: a leader may be newer than what this log says of members.
 
-Sources: Raft (Ongaro, Ousterhout 2014); Ongaro's thesis §3.10 (transfer), §6.4 (ReadIndex), §9.6 (pre-vote);
+Sources: Raft (Ongaro, Ousterhout 2014); Ongaro's thesis §3.10 (transfer), §4 (membership), §6.4 (ReadIndex),
+§9.6 (pre-vote);
 PySyncObj 0.3.17 `syncobj.py`.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -29,6 +33,8 @@ from pysyncobj import SyncObj, SyncObjConf
 from pysyncobj.node import Node
 from pysyncobj.transport import Transport
 
+from raftkv.model import Membership
+from raftkv.raft.membership import MEMBERSHIP, decode_membership
 from raftkv.raft.messages import (
     AppendEntries,
     AppendReply,
@@ -158,7 +164,8 @@ class Core(SyncObj):  # type: ignore[misc]
         self,
         *,
         name: str,
-        voters: tuple[str, ...],
+        instance: str,
+        configurations: Sequence[tuple[int, Membership]],
         log: Log,
         clock: Callable[[], float],
         rng: random.Random,
@@ -167,8 +174,12 @@ class Core(SyncObj):  # type: ignore[misc]
         apply: Callable[[int, int, bytes], None],
         offer_snapshot: Callable[[str, int], None],
         on_role: Callable[[], None],
+        on_membership: Callable[[], None],
     ) -> None:
+        """`configurations`: (index, membership) of what the log holds of them, oldest first; the first one
+        stands for all that came before."""
         self.name = name
+        self.instance = instance
         self.log = log
         self.clock = clock
         self.rng = rng
@@ -177,7 +188,9 @@ class Core(SyncObj):  # type: ignore[misc]
         self.apply_entry = apply
         self.offer_snapshot = offer_snapshot
         self.on_role = on_role
-        self.peers: tuple[str, ...] = tuple(sorted(v for v in voters if v != name))
+        self.on_membership = on_membership
+        self.configurations = list(configurations)
+        self._read_membership()
         self.progress: dict[str, Progress] = {}
         self.connected: set[str] = set()
         self.sequence = 0
@@ -192,7 +205,7 @@ class Core(SyncObj):  # type: ignore[misc]
         self._made: tuple[AppendEntries, int]
         self._reported: tuple[int, str | None, int] | None = None
         conf = SyncObjConf(autoTick=False, commandsWaitLeader=False)
-        super().__init__(Node(name), [Node(p) for p in self.peers], conf, transport=_NoTransport())
+        super().__init__(Node(name), [], conf, transport=_NoTransport())
         self._restart_election_timer()
 
     # --- what others may see ---------------------------------------------------------------------------
@@ -240,6 +253,69 @@ class Core(SyncObj):  # type: ignore[misc]
         offset = index - self.first_index
         return int(self.log[offset][2]) if 0 <= offset < len(self.log) else None
 
+    # --- membership -------------------------------------------------------------------------------------
+
+    @property
+    def membership(self) -> Membership:
+        """The one in effect."""
+        return self.configurations[-1][1]
+
+    @property
+    def membership_index(self) -> int:
+        """The index of the entry that it came with."""
+        return self.configurations[-1][0]
+
+    @property
+    def is_voter(self) -> bool:
+        """With the very disk that the membership names: a log that is catching up may still hold one in which
+        the disk before it, under the same name, had a vote."""
+        return self.name in self.voters and self.membership.instance(self.name) == self.instance
+
+    def membership_at(self, index: int) -> Membership:
+        """What was in effect up to `index`, which is applied."""
+        return next(membership for at, membership in reversed(self.configurations) if at <= index)
+
+    def _read_membership(self) -> None:
+        membership = self.membership
+        self.peers: tuple[str, ...] = tuple(name for name in membership.names if name != self.name)
+        self.voters = frozenset(membership.voters)
+
+    def _membership_changed(self) -> None:
+        self._read_membership()
+        if self.is_leader:
+            now = self.clock()
+            known, self.progress = self.progress, {}
+            for peer in self.peers:
+                if peer not in known:
+                    known[peer] = Progress(self.last_index + 1, last_response=now)
+                    known[peer].reset(self.last_index + 1, self.sequence)
+                self.progress[peer] = known[peer]
+        self.on_membership()
+
+    def _add(self, payload: bytes, index: int, term: int) -> None:
+        self.log.add(payload, index, term)
+        if payload[:1] == MEMBERSHIP:
+            self.configurations.append((index, decode_membership(payload)))
+            self._membership_changed()
+
+    def _truncate_from(self, index: int) -> None:
+        self.log.deleteEntriesFrom(index - self.first_index)
+        if self.membership_index >= index:
+            self.configurations = [each for each in self.configurations if each[0] < index]
+            self._membership_changed()
+
+    def _elected(self, votes: Collection[str]) -> bool:
+        """Do these come from a majority of voters? Learners' and strangers' don't count."""
+        return len(self.voters.intersection(votes)) >= majority(len(self.voters))
+
+    def _of_voters(self, own: int, of_peer: Callable[[Progress], int]) -> int:
+        """The highest number that a majority of voters has reached, ours among them if we are one."""
+        reached = [
+            own if name == self.name else of_peer(self.progress[name]) if name in self.progress else 0
+            for name in self.voters
+        ]
+        return quorum_index(reached)
+
     # --- time -------------------------------------------------------------------------------------------
 
     def _onTick(self, timeToWait: float = 0.0) -> None:
@@ -247,7 +323,7 @@ class Core(SyncObj):  # type: ignore[misc]
         if self.is_leader:
             self._step_down_without_quorum(now)
         elif now >= self._SyncObj__raftElectionDeadline:
-            self._start_pre_vote()
+            self._on_election_timeout()
         if self.is_leader:
             self.advance_commit()
             if now >= self._next_heartbeat:
@@ -256,8 +332,8 @@ class Core(SyncObj):  # type: ignore[misc]
     def _step_down_without_quorum(self, now: float) -> None:
         """A leader that a majority has not answered for an election timeout leads nothing [14]."""
         oldest = now - self.timing.election_timeout_s_max
-        heard = 1 + sum(self.progress[peer].last_response > oldest for peer in self.peers)
-        if heard < majority(len(self.peers) + 1):
+        heard = [peer for peer, progress in self.progress.items() if progress.last_response > oldest]
+        if not self._elected([self.name, *heard]):
             self._become_follower(self.term, leader=None)
 
     def _SyncObj__generateRaftTimeout(self) -> float:
@@ -267,6 +343,13 @@ class Core(SyncObj):  # type: ignore[misc]
         self._SyncObj__raftElectionDeadline = self.clock() + self._SyncObj__generateRaftTimeout()
 
     # --- elections --------------------------------------------------------------------------------------
+
+    def _on_election_timeout(self) -> None:
+        if self.is_voter:
+            self._start_pre_vote()
+        else:  # a learner, or removed: it waits for a leader, and stands for nothing
+            self._restart_election_timer()
+            self._become_follower(self.term, leader=None)
 
     def _start_pre_vote(self) -> None:
         """Ask first, without touching term or vote: a member that can't win must not disturb (§9.6) [14]."""
@@ -278,11 +361,13 @@ class Core(SyncObj):  # type: ignore[misc]
         self._campaign_if_pre_elected()
 
     def _campaign_if_pre_elected(self) -> None:
-        if self._pre_votes is not None and len(self._pre_votes) >= majority(len(self.peers) + 1):
+        if self._pre_votes is not None and self._elected(self._pre_votes):
             self.campaign()
 
     def campaign(self) -> None:
         """Stand for election in the next term. Its own vote must be durable before the request leaves [7]."""
+        if not self.is_voter:
+            return
         self._pre_votes = None
         self._restart_election_timer()
         self._SyncObj__setCurrentTerm(self.term + 1, self.name)
@@ -293,7 +378,7 @@ class Core(SyncObj):  # type: ignore[misc]
         self._lead_if_elected()
 
     def _lead_if_elected(self) -> None:
-        if len(self._votes) >= majority(len(self.peers) + 1):
+        if self._elected(self._votes):
             self._SyncObj__onBecomeLeader()
 
     def _SyncObj__onBecomeLeader(self) -> None:
@@ -324,9 +409,9 @@ class Core(SyncObj):  # type: ignore[misc]
     # --- messages ---------------------------------------------------------------------------------------
 
     def receive(self, peer: str, message: Message) -> None:
-        """One authenticated message from the member `peer`; strangers' messages are dropped [6]."""
-        if peer in self.peers:
-            self._SyncObj__onMessageReceived(peer, message)
+        """One message from `peer`, which the transport has authenticated and admitted as a member. Whose
+        answers count is decided where they are counted [6]."""
+        self._SyncObj__onMessageReceived(peer, message)
 
     def _SyncObj__onMessageReceived(self, peer: str, message: Message) -> None:
         match message:
@@ -467,9 +552,9 @@ class Core(SyncObj):  # type: ignore[misc]
                 continue
             if term is not None:
                 assert index > self.commit_index, f"entry {index} is committed and conflicts"
-                self.log.deleteEntriesFrom(index - self.first_index)
+                self._truncate_from(index)
             for offset, fresh in enumerate(entries[number:]):
-                self.log.add(fresh.payload, index + offset, fresh.term)
+                self._add(fresh.payload, index + offset, fresh.term)
             return
 
     def _on_append_reply(self, peer: str, message: AppendReply) -> None:
@@ -478,7 +563,9 @@ class Core(SyncObj):  # type: ignore[misc]
             return
         if not self.is_leader or message.term != self.term:
             return
-        progress = self.progress[peer]
+        progress = self.progress.get(peer)
+        if progress is None:
+            return  # it was removed meanwhile
         if message.success:
             if message.match_index > self.last_index:
                 return  # no member that follows us can hold more than we have
@@ -493,14 +580,16 @@ class Core(SyncObj):  # type: ignore[misc]
         self._send_entries(peer, progress, at_least_one=not message.success)
 
     def _on_echo(self, peer: str, message: Echo) -> None:
+        progress = self.progress.get(peer)
+        if progress is None:
+            return
         if self.is_leader and message.term == self.term and message.sequence <= self.sequence:
-            progress = self.progress[peer]
             progress.echoed = max(progress.echoed, message.sequence)
             progress.last_response = self.clock()
 
     def confirmed_sequence(self) -> int:
         """The highest sequence that a majority of voters, we among them, has accepted in our term."""
-        return quorum_index([self.sequence, *(p.echoed for p in self.progress.values())])
+        return self._of_voters(self.sequence, _echoed)
 
     # --- replication ------------------------------------------------------------------------------------
 
@@ -508,7 +597,7 @@ class Core(SyncObj):  # type: ignore[misc]
         """Appends to our own log, as its leader; returns the index. `broadcast` sends it."""
         assert self.is_leader
         index = self.last_index + 1
-        self.log.add(payload, index, self.term)
+        self._add(payload, index, self.term)
         return index
 
     def broadcast(self) -> None:
@@ -593,7 +682,7 @@ class Core(SyncObj):  # type: ignore[misc]
             return
         durable = self.log.durable_index
         # The leader is always among the majority: two quick followers don't commit what its own disk lacks.
-        index = min(durable, quorum_index([durable, *(p.match_index for p in self.progress.values())]))
+        index = min(durable, self._of_voters(durable, _matched))
         if index > self.commit_index and self.term_at(index) == self.term:
             self._commit(index)
             self.wants_commit_told = True  # so that followers apply now, not at the next heartbeat [13]
@@ -611,6 +700,8 @@ class Core(SyncObj):  # type: ignore[misc]
             payload, _, term = self.log[index - self.first_index]
             self.apply_entry(index, term, payload)
             self._SyncObj__raftLastApplied = index
+            if payload[:1] == MEMBERSHIP:
+                self._forget_memberships_before(index)
         return todo
 
     # --- snapshots --------------------------------------------------------------------------------------
@@ -622,16 +713,27 @@ class Core(SyncObj):  # type: ignore[misc]
         self._SyncObj__raftLastApplied = max(index, 1)
         self._SyncObj__raftCommitIndex = max(index, 1, min(self.commit_index, self.last_index))
 
-    def installed(self, index: int) -> None:
-        """The state machine now stands at `index`, above what was committed here; the log was aligned [4]."""
+    def _forget_memberships_before(self, index: int) -> None:
+        """The one in effect at `index`, and what follows, is all that may be asked for."""
+        covered = [each for each in self.configurations if each[0] <= index]
+        self.configurations = covered[-1:] + self.configurations[len(covered) :]
+
+    def installed(self, index: int, membership: Membership) -> None:
+        """The state machine now stands at `index`, above what was committed here; the log was aligned [4].
+        `membership` was in effect there; what the log holds of later ones counts on."""
         assert index > self.commit_index
+        later = [each for each in self.configurations if index < each[0] <= self.last_index]
+        self.configurations = [(index, membership), *later]
+        self._membership_changed()
         self._SyncObj__raftLastApplied = index
         self._commit(index)
 
     def snapshot_acknowledged(self, peer: str, term: int, index: int) -> None:
         """A follower has the snapshot at `index` durably: exactly that much is matched [1]."""
+        progress = self.progress.get(peer)
+        if progress is None:
+            return
         if self.is_leader and term == self.term and index <= self.last_index:
-            progress = self.progress[peer]
             progress.matched(index)
             self.sequence += 1
             progress.reset(progress.match_index + 1, self.sequence)
@@ -642,9 +744,9 @@ class Core(SyncObj):  # type: ignore[misc]
 
     def peer_connected(self, peer: str) -> None:
         """A fresh connection: what was on its way over the old one may be lost, so resume at the match."""
+        self.connected.add(peer)
         if peer not in self.peers:
             return
-        self.connected.add(peer)
         if self.is_leader:
             progress = self.progress[peer]
             known = progress.match_index + 1 if progress.match_index else progress.next_index
@@ -671,10 +773,18 @@ class Core(SyncObj):  # type: ignore[misc]
         raise AssertionError("entries are applied by apply_committed; stock would unpickle them [10, 11]")
 
     def _SyncObj__changeCluster(self, request: Any) -> bool:
-        raise AssertionError("membership does not change behind the engine [9]")
+        raise AssertionError("membership changes through the log alone [9]")
 
     def _SyncObj__parseChangeClusterRequest(self, command: bytes) -> None:
         raise AssertionError("membership is the engine's; stock would unpickle it [9, 11]")
 
     def _applyCommand(self, command: bytes, callback: Any, commandType: Any = None) -> None:
         raise AssertionError("propose through the engine: stock queues without a leader [10, 14]")
+
+
+def _matched(progress: Progress) -> int:
+    return progress.match_index
+
+
+def _echoed(progress: Progress) -> int:
+    return progress.echoed

@@ -22,16 +22,34 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from raftkv.errors import Draining, Fatal, NoLeader, NotLeader, RaftkvError
+from raftkv.errors import (
+    ChangeInFlight,
+    Draining,
+    Fatal,
+    NoLeader,
+    NotCaughtUp,
+    NotLeader,
+    RaftkvError,
+)
 from raftkv.journal.wal import Wal
 from raftkv.kv.command import decode_entry
 from raftkv.kv.machine import Machine
 from raftkv.metrics import SHORT_BUCKETS, Histogram
-from raftkv.model import Applied, Membership
+from raftkv.model import Applied, Member, Membership, Reconfigured
 from raftkv.raft.agreement import Agreement
 from raftkv.raft.catchup import Catchup, ChunkSource
 from raftkv.raft.compaction import Compaction, CompactionLimits
 from raftkv.raft.core import Core, Timing
+from raftkv.raft.membership import (
+    MEMBERSHIP,
+    Bind,
+    Change,
+    Move,
+    Promote,
+    changed,
+    check_quorum,
+    encode_membership,
+)
 from raftkv.raft.messages import (
     Heartbeat,
     Message,
@@ -53,6 +71,9 @@ log = logging.getLogger("raftkv.raft")
 
 # Applying holds the loop: after this many commands other work gets its turn, and applying goes on.
 APPLY_COMMANDS_MAX = 2_000
+# A learner may lack this many committed entries and be promoted all the same: a few batches, which are on
+# their way to it at any moment under load.
+CAUGHT_UP_ENTRIES = 100
 
 
 class Ports(Protocol):
@@ -78,7 +99,8 @@ class Engine:
         self,
         *,
         name: str,
-        membership: Membership,
+        instance: str,
+        configurations: Sequence[tuple[int, Membership]],
         wal: Wal,
         machine: Machine,
         snapshot: Manifest | None,
@@ -93,7 +115,6 @@ class Engine:
         elsewhere: ChunkSource | None = None,
     ) -> None:
         self.name = name
-        self.membership = membership
         self.wal = wal
         self.machine = machine
         self.timing = timing
@@ -106,6 +127,8 @@ class Engine:
         self._settling = False
         self._settle_is_due = False
         self._role_changed = False
+        self._membership_changed = False
+        self._catch_up_to: dict[str, tuple[int, float]] = {}  # learner -> (index, since when it is aimed at)
         self._led_term = 0  # the newest term in which this node's no-op was applied
         self._transfer: tuple[str, float] | None = None  # (to, until)
         self._handed_over = 0  # the term in which the transfer's one TimeoutNow was sent
@@ -116,9 +139,12 @@ class Engine:
         self.apply_seconds = Histogram(SHORT_BUCKETS)  # of what was applied in one go
         self.on_applied: Callable[[], None] = lambda: None  # after entries were applied
         self.on_role: Callable[[], None] = lambda: None  # role, term or leader changed
+        self.member_of: Callable[[str], Member | None] = lambda name: self.membership.member(name)
+        self.on_membership: Callable[[], None] = lambda: None  # another one is in effect, or committed
         self.core = Core(
             name=name,
-            voters=tuple(member.name for member in membership.members),
+            instance=instance,
+            configurations=configurations,
             log=wal,
             clock=clock,
             rng=rng,
@@ -127,6 +153,7 @@ class Engine:
             apply=self._apply_entry,
             offer_snapshot=self._offer_snapshot,
             on_role=self._on_role,
+            on_membership=self._on_membership,
         )
         self.core.start_from(1 if snapshot is None else snapshot.index)
         machine.advance(self.core.last_applied)
@@ -199,7 +226,8 @@ class Engine:
 
         New writes are refused until the peer has caught up and campaigned, or an election timeout passed.
         """
-        peers = [peer for peer in self.core.peers if peer in self.core.connected]
+        voters = self.core.voters
+        peers = [peer for peer in self.core.peers if peer in self.core.connected and peer in voters]
         if not self.core.is_leader or not peers or (to is not None and to not in peers):
             return False
         chosen = to or max(peers, key=lambda peer: self.core.progress[peer].match_index)
@@ -207,6 +235,103 @@ class Engine:
         self._handed_over = 0
         self._settle_soon()
         return True
+
+    # --- membership ---------------------------------------------------------------------------------------
+
+    @property
+    def membership(self) -> Membership:
+        """The one in effect, which may not be committed yet."""
+        return self.core.membership
+
+    @property
+    def committed_membership(self) -> Membership:
+        """The newest that is known here to be committed."""
+        return self.core.membership_at(max(self.core.commit_index, self.core.configurations[0][0]))
+
+    @property
+    def reachable(self) -> frozenset[str]:
+        """Of a leader: the members that answered it within an election timeout, itself among them."""
+        oldest = self._clock() - self.timing.election_timeout_s_max
+        heard = (peer for peer, progress in self.core.progress.items() if progress.last_response > oldest)
+        return frozenset((self.name, *heard))
+
+    def plan(self, change: Change) -> Membership:
+        """What the change would make of the membership. Raises as `change_membership` does."""
+        self._refuse_unless_leading()
+        core = self.core
+        if not self.leading or core.membership_index > core.commit_index:
+            raise ChangeInFlight(
+                "the last change of membership is not committed yet; one at a time, so try again shortly"
+            )
+        after = changed(core.membership, change, term=core.term, index=core.last_index + 1)
+        check_quorum(core.membership, after, self.reachable)
+        if isinstance(change, Promote):
+            self._check_caught_up(change.name)
+        return after
+
+    def change_membership(
+        self, change: Change, done: Callable[[Applied | RaftkvError], None], timeout_s: float = math.inf
+    ) -> Membership:
+        """Appends the change, which is in effect from then on; `done` gets Applied once it is committed, or
+        why not, as in `propose`. A leader does not remove itself: it hands over first.
+
+        Raises NotLeader, NoLeader, Draining, ChangeInFlight, QuorumAtRisk, NotCaughtUp, NoSuchMember,
+        MemberExists, BadRequest: then nothing was changed.
+        """
+        after = self.plan(change)
+        if self.name not in after.voters:
+            raise NoLeader(f"{self.name} leads, and hands over before it is removed; try again at once")
+        self.proposals.append_alone(encode_membership(after), done, timeout_s)
+        log.info("membership_proposed node=%s change=%s index=%d", self.name, change, after.index)
+        self.core.wants_broadcast = True
+        self._settle_soon()
+        return after
+
+    def _check_caught_up(self, name: str) -> None:
+        core = self.core
+        progress = core.progress[name]
+        if name not in self.reachable or core.commit_index - progress.match_index > CAUGHT_UP_ENTRIES:
+            raise NotCaughtUp(
+                f"{name} has the log up to {progress.match_index} of {core.commit_index}"
+                f"{'' if name in self.reachable else ', and does not answer'}: as a voter it would hold "
+                "commits back. Try again when it has caught up, or add it with auto_promote"
+            )
+
+    def steward(self, shown: Callable[[str], Bind | Move | None]) -> None:
+        """What a leader does for members, a few times a second: it gives a learner the disk that it showed,
+        takes note of a member's new addresses (both as `shown(name)` has them), and promotes a learner that
+        is to be a voter once it has caught up."""
+        core = self.core
+        if not self.leading or core.membership_index > core.commit_index or self._transfer is not None:
+            return
+        membership = core.membership
+        for name in membership.names:
+            change: Change | None = shown(name)
+            if change is None and name in membership.promoting and self._has_kept_up(name):
+                change = Promote(name)
+            if change is not None and self._change_quietly(change):
+                return
+
+    def _change_quietly(self, change: Change) -> bool:
+        """False where it can't be now: nobody asked for it, so nobody is told."""
+        try:
+            self.change_membership(change, lambda _: None)
+        except RaftkvError as error:
+            log.debug("membership_deferred node=%s change=%s reason=%s", self.name, change, error)
+            return False
+        return True
+
+    def _has_kept_up(self, name: str) -> bool:
+        """It reached what was committed when it was last looked at, within an election timeout: so it would
+        hold no commit back for longer than that (thesis §4.2.1)."""
+        core = self.core
+        now = self._clock()
+        index, since = self._catch_up_to.get(name, (core.commit_index, now))
+        if core.progress[name].match_index < index:
+            self._catch_up_to[name] = (index, since)
+            return False
+        self._catch_up_to[name] = (core.commit_index, now)
+        return index > 1 and now - since <= self.timing.election_timeout_s_min and name in self.reachable
 
     # --- inside -----------------------------------------------------------------------------------------
 
@@ -240,8 +365,6 @@ class Engine:
             self._transfer = None
 
     def _dispatch(self, peer: str, message: Message) -> None:
-        if peer not in self.core.peers:
-            return
         match message:
             case ReadIndexRequest():
                 self.reads.on_request(peer, message)
@@ -276,6 +399,7 @@ class Engine:
         try:
             self._settle_role()
             self._apply_some()
+            self._settle_membership()
             self._hand_over()
             if not self._syncing and self.leading and self._transfer is None:
                 self.core.wants_broadcast |= self.proposals.flush()
@@ -310,7 +434,28 @@ class Engine:
         self.reads.role_changed()
         if not core.is_leader:
             self._transfer = None
-            self.proposals.refuse_waiting(self._not_leading())
+            self.proposals.refuse_waiting(self.not_leading())
+
+    def _on_membership(self) -> None:
+        self._membership_changed = True
+
+    def _settle_membership(self) -> None:
+        if not self._membership_changed:
+            return
+        self._membership_changed = False
+        membership = self.membership
+        if self._transfer is not None and self._transfer[0] not in self.core.voters:
+            self._transfer = None
+        self._catch_up_to = {k: v for k, v in self._catch_up_to.items() if k in membership.learners}
+        log.info(
+            "membership_changed node=%s index=%d committed=%s voters=%s learners=%s",
+            self.name,
+            self.core.membership_index,
+            self.core.membership_index <= self.core.commit_index,
+            ",".join(membership.voters),
+            ",".join(membership.learners) or "none",
+        )
+        self.on_membership()
 
     @property
     def leading(self) -> bool:
@@ -321,25 +466,27 @@ class Engine:
         if self.stopped or self.draining:
             raise Draining(f"{self.name} is stopping and takes no new writes")
         if not self.core.is_leader:
-            raise self._not_leading()
+            raise self.not_leading()
         if self._transfer is not None:
             raise NoLeader(f"{self.name} is handing leadership to {self._transfer[0]}; try again at once")
 
-    def _not_leading(self) -> RaftkvError:
+    def not_leading(self) -> RaftkvError:
         leader = self.core.leader
-        for member in self.membership.members:
-            if member.name == leader and leader != self.name:
-                return NotLeader(
-                    f"{leader} leads the cluster; {self.name} does not",
-                    leader=leader,
-                    leader_url=member.client_url,
-                )
+        member = self.member_of(leader) if leader is not None and leader != self.name else None
+        if member is not None:
+            return NotLeader(
+                f"{leader} leads the cluster; {self.name} does not",
+                leader=member.name,
+                leader_url=member.client_url,
+            )
         return NoLeader("no leader is known here; an election takes about a second")
 
     def _hand_over(self) -> None:
         if self._transfer is None or not self.core.is_leader:
             return
         to, _ = self._transfer
+        if to not in self.core.progress:
+            return
         caught_up = self.core.progress[to].match_index == self.core.last_index
         if caught_up and self._handed_over != self.core.term:
             self._handed_over = self.core.term
@@ -404,7 +551,10 @@ class Engine:
             results = [apply(index, log_time_ms, command) for command in commands]
             self._applied_commands += len(results)
         else:
-            self.machine.advance(index)  # a no-op, or the configuration
+            self.machine.advance(index)  # a no-op, or a membership
+            if payload[:1] == MEMBERSHIP:
+                self._membership_changed = True  # it is committed now
+                results = [Applied(index, Reconfigured(self.core.membership_at(index)))]
         if index == self.agreement.expected_index:
             self.agreement.compare()
         self.proposals.applied(index, term, results)
@@ -420,7 +570,7 @@ class Engine:
         machine.advance(index)
         replaced, self.machine = self.machine, machine
         self._ports.run("snapshot", replaced.discard, lambda _: None)  # freeing a million keys holds a thread
-        core.installed(index)
+        core.installed(index, manifest.membership)
         self.agreement.state_replaced()
         self.on_applied()
         self.proposals.skipped_to(index)

@@ -23,6 +23,11 @@ coordinator's live connection by `round`, so that a member that restarted since 
 If the members that knew X lose their disks along with the coordinator, X is forgotten; that is not this
 module's to prevent.
 
+A node that was added to a cluster that stands hears of it in the same way: whoever is connected to it, and
+knows its disk to be the one that was added, sends Found with the founding and the present membership. Its
+log begins with the founding entry, as everybody's; the rest comes by Raft. With `joining` a node waits for
+that alone, and takes no part in forming.
+
 Crashes: the one durable step of a member is Persist, all or nothing; what it says (`identity`, Found,
 Confirmed) it says after. Restarted before it, the member is empty under the same instance, and starts
 over; restarted after it, it is formed.
@@ -59,9 +64,11 @@ class Ready(_Control, frozen=True, tag="r"):
 
 
 class Found(_Control, frozen=True, tag="f"):
-    """The cluster is founded: this is on the sender's disk."""
+    """The cluster is founded: this is on the sender's disk. `current` is the newest membership that the
+    sender knows to be committed, where that is another."""
 
     membership: Membership
+    current: Membership | None = None
 
 
 class Confirmed(_Control, frozen=True, tag="c"):
@@ -100,9 +107,11 @@ class Tell:
 
 @dataclass(frozen=True, slots=True)
 class Persist:
-    """Put this on disk, all or nothing (`identity.settle`), then call `persisted()`."""
+    """Put this on disk, all or nothing (`identity.settle`), then call `persisted()`. `joined`: the membership
+    that let this node in, where it is no founder."""
 
     membership: Membership
+    joined: Membership | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,14 +138,17 @@ class Forming:
         *,
         founding: Membership | None,
         draw: Callable[[], str],
+        joining: bool = False,
     ) -> None:
         self._me = identity
+        self._joining = joining
         self._initial = tuple(sorted(initial_members, key=lambda member: member.name))
         self._names = tuple(member.name for member in self._initial)
         if founding is None:
             _check_members(identity.name, self._names)
         self._draw = draw
         self._membership = founding  # in memory; `_durable` says if it may be spoken of
+        self._current = founding  # the newest membership known to be committed
         self._durable = founding is not None
         self._linked: dict[str, Hello] = {}  # to whom this node's own connection stands
         self._formed_peers: set[str] = set()
@@ -181,10 +193,19 @@ class Forming:
             return self._tell_founding(peer.name)
         if self._membership is not None:
             return ()
+        if self._joining:
+            return ()
         if self.coordinator == self._me.name:
             self._rounds[peer.name] = self._draw()
             return (Tell(peer.name, Ask(self._rounds[peer.name])),)
         return self._say_ready() if peer.name == self.coordinator else ()
+
+    def membership_committed(self, membership: Membership) -> tuple[Action, ...]:
+        """The newest one that this node knows to be committed: who was added may be connected already."""
+        self._current = membership
+        if not self._durable:
+            return ()
+        return tuple(action for name in sorted(self._linked) for action in self._tell_founding(name))
 
     def peer_disconnected(self, name: str) -> None:
         self._linked.pop(name, None)
@@ -199,7 +220,7 @@ class Forming:
             case Ready():
                 return self._receive_ready(sender, control)
             case Found():
-                return self._receive_found(sender, control.membership)
+                return self._receive_found(sender, control)
             case Confirmed():
                 self._formed_peers.add(sender.name)
                 self._ready.pop(sender.name, None)
@@ -228,18 +249,19 @@ class Forming:
         return self._form_if_complete()
 
     def _form_if_complete(self) -> tuple[Action, ...]:
-        if self._membership is not None or self.coordinator != self._me.name:
+        if self._membership is not None or self.coordinator != self._me.name or self._joining:
             return ()
         instances = {self._me.name: self._me.instance, **self._ready}
         if set(instances) != set(self._names) or self._formed_peers:
             return ()
         self._membership = Membership(self._draw(), self._initial, tuple(sorted(instances.items())))
+        self._current = self._membership
         return (Persist(self._membership),)
 
     # --- the others ---
 
     def _receive_ask(self, sender: Hello, ask: Ask) -> tuple[Action, ...]:
-        if sender.name != self.coordinator:
+        if sender.name != self.coordinator or self._joining:
             return ()
         self._asked = (sender.instance, ask.round)
         return self._say_ready()
@@ -252,14 +274,15 @@ class Forming:
         instance, asked_round = self._asked
         return (Tell(self.coordinator, Ready(asked_round)),) if linked.instance == instance else ()
 
-    def _receive_found(self, sender: Hello, membership: Membership) -> tuple[Action, ...]:
-        instances = dict(membership.instances)
-        if instances.get(self._me.name) != self._me.instance or instances.get(sender.name) != sender.instance:
+    def _receive_found(self, sender: Hello, found: Found) -> tuple[Action, ...]:
+        membership, current = found.membership, found.current or found.membership
+        me = self._me
+        if current.instance(me.name) != me.instance or current.instance(sender.name) != sender.instance:
             return ()
         if self._membership is None:
             self._formed_peers.add(sender.name)
-            self._membership = membership
-            return (Persist(membership),)
+            self._membership, self._current = membership, current
+            return (Persist(membership, None if current == membership else current),)
         if self._membership.cluster == membership.cluster:
             self._formed_peers.add(sender.name)
             if self._durable and sender.name in self._linked:
@@ -270,10 +293,12 @@ class Forming:
 
     def _tell_founding(self, name: str) -> tuple[Action, ...]:
         assert self._membership is not None
+        assert self._current is not None
         peer = self._linked[name]
-        if name in self._formed_peers or dict(self._membership.instances).get(name) != peer.instance:
+        if name in self._formed_peers or self._current.instance(name) != peer.instance:
             return ()
-        return (Tell(name, Found(self._membership)),)
+        current = None if self._current == self._membership else self._current
+        return (Tell(name, Found(self._membership, current)),)
 
     # --- for a person ---
 
@@ -284,6 +309,8 @@ class Forming:
             return ()
         if self._membership is not None:
             return ("its own disk, to write the membership",)
+        if self._joining:
+            return (f"a cluster that it is added to (raftkv member add {self._me.name} …)",)
         waits = [sentence for name in self._names if (sentence := self._wait_for(name, problem))]
         return tuple(waits) or (f"{self.coordinator}, which coordinates, to found the cluster",)
 

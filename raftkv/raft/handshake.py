@@ -80,6 +80,8 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
 
     `cluster` is empty before the cluster has formed. `target` is whom the sender believes to talk to.
     `members` are the initial members from its configuration, in order of name; empty once it has formed.
+    From then on `membership` is the newest that it knows to be committed, and `me` the addresses that it was
+    started with. `joining`: it waits to be added to a cluster, and founds none.
     """
 
     protocol: int
@@ -89,6 +91,9 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
     instance: _Instance
     target: _Name
     members: tuple[Member, ...] = ()
+    membership: Membership | None = None
+    me: Member | None = None
+    joining: bool = False
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True):
@@ -105,26 +110,62 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What a node goes by when it judges a peer: itself, the membership once there is one (it wins over
-    the command line), and the members it was started with."""
+    """What a node goes by when it judges a peer: itself, the newest membership that it knows to be committed
+    once there is one (it wins over the command line), the one in effect in its log where that is newer, and
+    the members that it was started with."""
 
     identity: Identity
     membership: Membership | None
     initial_members: tuple[Member, ...]
+    effective: Membership | None = None
+    joining: bool = False
 
     def hello(self, *, target: str, release: str) -> Hello:
-        members = () if self.identity.cluster else tuple(sorted(self.initial_members, key=lambda m: m.name))
         me = self.identity
-        return Hello(VERSION, release, me.cluster, me.name, me.instance, target, members)
+        formed = bool(me.cluster)
+        members = () if formed else tuple(sorted(self.initial_members, key=lambda m: m.name))
+        own = next((member for member in self.initial_members if member.name == me.name), None)
+        return Hello(
+            VERSION,
+            release,
+            me.cluster,
+            me.name,
+            me.instance,
+            target,
+            members,
+            self.membership if formed else None,
+            own,
+            self.joining and not formed,
+        )
+
+
+def judge(hello: Hello, standing: Standing) -> Refusal | None:
+    """`admit` by any membership that may be the present one: what this node knows, and what the peer knows to
+    be committed, where that is newer. A node that was away learns in this way of members that it has never
+    heard of. The refusal is that of the newest."""
+    own, membership = standing.identity, standing.membership
+    if membership is None:
+        return admit(hello, own, None, standing.initial_members, joining=standing.joining)
+    views = {view.version: view for view in (membership, standing.effective, hello.membership) if view}
+    if standing.effective is None or standing.effective.version < membership.version:
+        views = {version: view for version, view in views.items() if version >= membership.version}
+    refusals = [admit(hello, own, views[version], ()) for version in sorted(views, reverse=True)]
+    return None if None in refusals else refusals[0]
 
 
 def admit(
-    hello: Hello, own: Identity, membership: Membership | None, initial: tuple[Member, ...]
+    hello: Hello,
+    own: Identity,
+    membership: Membership | None,
+    initial: tuple[Member, ...],
+    *,
+    joining: bool = False,
 ) -> Refusal | None:
     """None: the peer is who it should be. The first rule that it breaks is the one it is told.
 
-    A node that has not formed yet (`membership` None) talks to every initial member, formed or not: it is
-    how it learns of its cluster. What it knows of instances, it learns in forming (`forming.py`).
+    A node that has not formed yet (`membership` None) talks to every initial member, formed or not, and to
+    every member of a cluster that counts it in: it is how it learns of its cluster. What it knows of
+    instances, it learns in forming (`forming.py`).
     """
     me, peer = own.name, hello.name
     if peer == me:
@@ -146,11 +187,28 @@ def admit(
             "members or the data directory of the one that is in the wrong place",
         )
     if membership is None:
-        return _admit_unformed(hello, me, initial)
+        return _admit_unformed(hello, own, initial, joining)
     return _admit_formed(hello, me, membership)
 
 
-def _admit_unformed(hello: Hello, me: str, initial: tuple[Member, ...]) -> Refusal | None:
+def _admit_unformed(
+    hello: Hello, own: Identity, initial: tuple[Member, ...], joining: bool
+) -> Refusal | None:
+    me = own.name
+    if hello.membership is not None and hello.membership.instance(me) in ("", own.instance):
+        return None
+    if not hello.cluster and (joining or hello.joining):
+        waits = me if joining else hello.name
+        return Refusal(
+            "joining",
+            f"{waits} was started with --join: it waits for a cluster that stands, and founds none with "
+            f"{hello.name if joining else me}, which has not formed",
+        )
+    if joining:
+        return Refusal(
+            "not_added",
+            f"{me} waits to be added to the cluster of {hello.name}: raftkv member add {me} …",
+        )
     if hello.name not in {member.name for member in initial}:
         return Refusal(
             "unknown_name",
@@ -172,17 +230,26 @@ def _admit_formed(hello: Hello, me: str, membership: Membership) -> Refusal | No
         return Refusal(
             "unknown_name",
             f"cluster {membership.cluster} has no member {peer} (it has {_listed(membership.members)}): "
-            f"add {peer} to the cluster first, or correct its name",
+            f"add {peer} to the cluster first (raftkv member add {peer} …), or correct its name",
         )
-    known = dict(membership.instances).get(peer)
+    known = membership.instance(peer)
     if known == hello.instance:
         return None
+    if known == "":
+        if not hello.cluster:
+            return None  # the leader will take this disk for the one that was added
+        return Refusal(
+            "not_empty",
+            f"{peer} was added to cluster {membership.cluster} and must start with an empty data directory, "
+            "but its disk has been in a cluster before: give it a new one",
+        )
     if not hello.cluster:
         return Refusal(
             "empty_disk",
             f"the disk of {peer} is empty, but cluster {membership.cluster} knows {peer} with another disk "
-            f"(instance {known}): restore the old data directory, or re-admit {peer} to the cluster. "
-            "It may not go on under its old name by itself, for it has forgotten its votes and entries",
+            f"(instance {known}): restore the old data directory, or re-admit {peer} to the cluster "
+            f"(raftkv member replace {peer}). It may not go on under its old name by itself, for it has "
+            "forgotten its votes and entries",
         )
     return Refusal(
         "other_instance",

@@ -1,7 +1,9 @@
 """Who this node is, across restarts: `identity.json` in its data directory.
 
     {"format": 1, "name": "n1", "instance": <32 hex digits>, "founding": null | {cluster, members, instances},
-     "sha256": <of the JSON of the fields before it, as `_digest` writes them>}
+     "sha256": <of the JSON of all other fields, as `_digest` writes them>, "joined": <a membership>}
+
+`joined` is there on a node that was added to a cluster that stood already: the membership that let it in.
 
 Invariants:
 - The instance is drawn once, for a data directory that holds no journal and no snapshot. Data without an
@@ -9,7 +11,8 @@ Invariants:
 - A file is replaced whole (written aside, synced, renamed, the directory synced), so that a crash leaves
   the old one or the new one.
 - The journal's first entry is where a cluster's founding becomes durable; `founding` here follows it. A
-  crash between the two is put right by `reconcile`. A founding without any data is a lost journal.
+  crash between the two is put right by `reconcile`. A founding without any data is a lost journal. A node
+  that joins says so here first (`joined` without a founding), since the founding entry does not name it.
 
 The functions block on the disk; run them before the loop starts or on a worker thread.
 """
@@ -37,10 +40,12 @@ DATA_DIRECTORIES = ("journal", "snapshots")
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """`founding` is the membership that the cluster began with, None before this node has formed."""
+    """`founding` is the membership that the cluster began with, None before this node has formed; `joined`
+    the one that let this node in, where it is not one of the founders."""
 
     identity: Identity
     founding: Membership | None
+    joined: Membership | None = None
 
 
 class _File(msgspec.Struct, frozen=True):
@@ -49,6 +54,7 @@ class _File(msgspec.Struct, frozen=True):
     instance: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
     founding: Membership | None
     sha256: str = ""
+    joined: Membership | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Format(msgspec.Struct, frozen=True):
@@ -119,10 +125,21 @@ def adopt(directory: Path, name: str, founding: Membership) -> Stored:
     return stored
 
 
-def settle(directory: Path, stored: Stored, founding: Membership) -> Stored:
+def begin_join(directory: Path, stored: Stored, joined: Membership) -> Stored:
+    """Records, durably, that the journal which is about to be begun is this node's although its first entry
+    does not say so. Raises Fatal; the node must then stop."""
+    beginning = Stored(stored.identity, None, joined)
+    try:
+        _write(directory, beginning)
+    except OSError as error:
+        raise Fatal(f"can't record in {directory / FILE} that this node joins: {error}") from error
+    return beginning
+
+
+def settle(directory: Path, stored: Stored, founding: Membership, joined: Membership | None = None) -> Stored:
     """Records the founding, durably. Raises Fatal; the node must then stop."""
     me = stored.identity
-    settled = Stored(Identity(me.name, me.instance, founding.cluster), founding)
+    settled = Stored(Identity(me.name, me.instance, founding.cluster), founding, joined)
     try:
         _write(directory, settled)
     except OSError as error:
@@ -131,9 +148,11 @@ def settle(directory: Path, stored: Stored, founding: Membership) -> Stored:
 
 
 def reconcile(directory: Path, stored: Stored, found: Membership | None) -> Stored:
-    """Brings the identity in line with `found`, the membership in this disk's journal or snapshot.
+    """Brings the identity in line with `found`, the membership at the start of this disk's log or in its
+    snapshot.
 
-    Raises Fatal where the two can't be of one node.
+    Raises Fatal where the two can't be of one node. A node that joined may find a membership that does not
+    know it yet, or knows an earlier disk under its name: what it missed is on its way.
     """
     me = stored.identity
     if found is None:
@@ -143,13 +162,17 @@ def reconcile(directory: Path, stored: Stored, found: Membership | None) -> Stor
                 "journal and no snapshot: restore them, or re-admit the node with an empty data directory"
             )
         return stored
-    if (me.cluster and me.cluster != found.cluster) or dict(found.instances).get(me.name) != me.instance:
+    founder = found.instance(me.name) == me.instance
+    joins = stored.joined is not None and stored.joined.cluster == found.cluster
+    if (me.cluster and me.cluster != found.cluster) or not (founder or joins):
         raise Fatal(
             f"the data in {directory} belongs to cluster {found.cluster}, which knows {me.name} as instance "
-            f"{dict(found.instances).get(me.name)}; {FILE} says instance {me.instance}, cluster "
+            f"{found.instance(me.name)}; {FILE} says instance {me.instance}, cluster "
             f"{me.cluster or 'none'}: they come from different nodes. Restore the data directory as one"
         )
-    return stored if stored.founding is not None else settle(directory, stored, found)
+    if stored.founding is not None:
+        return stored
+    return settle(directory, stored, found, stored.joined)
 
 
 def _load(path: Path, name: str) -> Stored:
@@ -173,7 +196,8 @@ def _load(path: Path, name: str) -> Stored:
             f"{name}: use --name {file.name}, or another --data-dir"
         )
     cluster = file.founding.cluster if file.founding is not None else ""
-    return Stored(Identity(name, file.instance, cluster), file.founding)
+    joined = None if isinstance(file.joined, msgspec.UnsetType) else file.joined
+    return Stored(Identity(name, file.instance, cluster), file.founding, joined)
 
 
 def _refuse_data_without_identity(directory: Path) -> None:
@@ -188,7 +212,8 @@ def _refuse_data_without_identity(directory: Path) -> None:
 
 def _write(directory: Path, stored: Stored) -> None:
     me = stored.identity
-    file = _File(FORMAT, me.name, me.instance, stored.founding)
+    joined = msgspec.UNSET if stored.joined is None else stored.joined
+    file = _File(FORMAT, me.name, me.instance, stored.founding, joined=joined)
     content = msgspec.json.encode(msgspec.structs.replace(file, sha256=_digest(file)))
     aside = directory / (FILE + ".tmp")
     with open(aside, "wb") as handle:

@@ -39,7 +39,7 @@ from raftkv.journal.disk import OsDisk
 from raftkv.kv.command import Command, encode
 from raftkv.kv.machine import Machine
 from raftkv.metrics import Distribution, Sample
-from raftkv.model import Applied, Member
+from raftkv.model import Applied, Member, Membership
 from raftkv.raft import measures, opening
 from raftkv.raft.catchup import STORE_LANE
 from raftkv.raft.compaction import CompactionLimits
@@ -47,13 +47,15 @@ from raftkv.raft.core import Timing
 from raftkv.raft.engine import Engine
 from raftkv.raft.forming import Action, Formed, Forming, Persist, Tell
 from raftkv.raft.handshake import Hello, Refusal, Standing
-from raftkv.raft.identity import draw_id, load_or_create, reconcile, settle
+from raftkv.raft.identity import begin_join, draw_id, load_or_create, reconcile, settle
 from raftkv.raft.lanes import Lane
 from raftkv.raft.log_archive import LogArchive
 from raftkv.raft.measures import Measures
+from raftkv.raft.membership import Change, Remove
 from raftkv.raft.messages import Message
 from raftkv.raft.proposals import Ticket
 from raftkv.raft.quorum import majority
+from raftkv.raft.roster import Roster
 from raftkv.raft.status import (
     AgreementStatus,
     ArchiveStatus,
@@ -98,6 +100,7 @@ class NodeSettings:
     transport: Limits = Limits()  # noqa: RUF009 (frozen)
     archive: ArchivePolicy = ArchivePolicy()  # noqa: RUF009 (frozen)
     archive_interval_s: float = 1.0  # 0: the log is not archived
+    joining: bool = False  # waits to be added to a cluster, and founds none
 
 
 class RaftNode:
@@ -159,8 +162,14 @@ class RaftNode:
         )
         self._opened.wal.on_sync = self._measures.synced
         self._measures.watch_collector()
+        self._roster = Roster(settings.members, self._stored.joined, joining=settings.joining)
+        self._roster.learn(self._opened.membership)
         self._forming = Forming(
-            self._stored.identity, settings.members, founding=self._opened.membership, draw=draw_id
+            self._stored.identity,
+            settings.members,
+            founding=self._stored.founding,
+            draw=draw_id,
+            joining=settings.joining,
         )
         self._transport = await self._exit.enter_async_context(
             Transport(
@@ -173,12 +182,12 @@ class RaftNode:
                     on_connected=self._on_connected,
                     on_disconnected=self._on_disconnected,
                     on_refused=self._on_refused,
+                    on_called=self._on_called,
                 ),
                 limits=settings.transport,
             )
         )
-        membership = self._opened.membership
-        self._transport.set_members(settings.members if membership is None else membership.members)
+        self._transport.set_members(self._roster.members)
         self._act(self._forming.start())
         self._tick_due = time.monotonic()
         self._tick()
@@ -296,10 +305,7 @@ class RaftNode:
     # --- forming ---------------------------------------------------------------------------------------
 
     def _standing(self) -> Standing:
-        membership = self._forming.membership
-        if self._engine is not None:
-            membership = self._engine.membership
-        return Standing(self._forming.identity, membership, self._settings.members)
+        return self._roster.standing(self._forming.identity)
 
     def _act(self, actions: Sequence[Action]) -> None:
         for action in actions:
@@ -307,14 +313,17 @@ class RaftNode:
                 case Tell():
                     self._transport.send_control(action.peer, action.control)
                 case Persist():
-                    membership = action.membership
-                    self.run("journal", lambda: self._persist(membership), self._persisted)  # noqa: B023
+                    persist = action
+                    self.run("journal", lambda: self._persist(persist), self._persisted)  # noqa: B023
                 case Formed():
                     self._start_engine(action)
 
-    def _persist(self, membership: Any) -> None:
-        opening.found(self._opened.wal, membership)
-        self._stored = settle(self._settings.data_dir, self._stored, membership)
+    def _persist(self, action: Persist) -> None:
+        directory, joined = self._settings.data_dir, action.joined
+        if joined is not None:
+            self._stored = begin_join(directory, self._stored, joined)
+        opening.found(self._opened.wal, action.membership)
+        self._stored = settle(directory, self._stored, action.membership, joined)
 
     def _persisted(self, result: Any) -> None:
         if isinstance(result, BaseException):
@@ -327,10 +336,13 @@ class RaftNode:
         if self._engine is not None:
             return
         opened = self._opened
-        self._transport.set_members(formed.membership.members)
+        self._roster.joined(self._stored.joined)
+        self._roster.learn(formed.membership)
         self._engine = engine = Engine(
             name=self._settings.name,
-            membership=formed.membership,
+            instance=self._stored.identity.instance,
+            configurations=opened.configurations
+            or opening.configurations_of(opened.wal, opened.snapshot, str(self._settings.data_dir)),
             wal=opened.wal,
             machine=opened.machine,
             snapshot=opened.snapshot,
@@ -361,7 +373,9 @@ class RaftNode:
         engine.draining = self._draining
         engine.on_role = self._note_leadership
         engine.on_applied = self._on_applied
-        self._note_leadership()
+        engine.on_membership = self._on_membership
+        engine.member_of = self._roster.member  # the leader may be newer than this log knows
+        self._on_membership()
         log.info(
             "node_formed node=%s cluster=%s members=%s last_index=%d",
             self._settings.name,
@@ -374,6 +388,32 @@ class RaftNode:
                 engine.peer_connected(peer)
 
     # --- what the transport and the clock tell ---------------------------------------------------------
+
+    def _on_membership(self) -> None:
+        """Another membership is in effect here, or known to be committed."""
+        engine = self._engine
+        if engine is not None:
+            self._roster.effective = engine.membership
+            self._roster.learn(engine.committed_membership)
+        self._note_leadership()
+        self._transport.set_members(self._roster.members)
+        if self._roster.committed is not None:
+            self._act(self._forming.membership_committed(self._roster.committed))
+        if self._roster.excludes(self._forming.identity):
+            self._on_fatal(IdentityRefused(self._excluded()))
+
+    def _excluded(self) -> str:
+        committed, name = self._roster.committed, self._settings.name
+        assert committed is not None
+        if committed.member(name) is None:
+            return (
+                f"{name} was removed from cluster {committed.cluster}, which goes on with "
+                f"{', '.join(committed.names)}. To have it back, add it with an empty data directory"
+            )
+        return (
+            f"{name} was added to cluster {committed.cluster} with another disk: this data directory is no "
+            "member any more. Remove it, or keep it away from the node"
+        )
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -391,6 +431,7 @@ class RaftNode:
             )
         self._ticks += 1
         if self._ticks % ARCHIVE_TICKS == 0:
+            self._engine.steward(self._roster.shown)
             self._pump_archiver(self._engine)
 
     def _pump_archiver(self, engine: Engine) -> None:
@@ -420,32 +461,43 @@ class RaftNode:
         if self._engine is not None:
             self._engine.receive(peer, message)
 
+    def _on_called(self, peer: Hello) -> None:
+        if self._roster.called(peer):
+            self._on_membership()
+
     def _on_connected(self, peer: Hello) -> None:
         self._refusals.pop(peer.name, None)
+        if self._roster.linked(peer):
+            self._on_membership()
         self._act(self._forming.peer_connected(peer))
         if self._engine is not None:
             self._engine.peer_connected(peer.name)
 
     def _on_disconnected(self, peer: str) -> None:
+        self._roster.unlinked(peer)
         self._forming.peer_disconnected(peer)
         if self._engine is not None:
             self._engine.peer_disconnected(peer)
 
-    def _on_refused(self, peer: str, refusal: Refusal) -> None:
+    def _on_refused(self, peer: Hello, refusal: Refusal) -> None:
         """A node with nothing to lose stops at the first such word; a member only when a majority says so,
-        since one misled peer must not take it down."""
+        since one misled peer must not take it down, or when it is shown the membership that excludes it."""
         log.error(
             "refused_by_peer node=%s peer=%s code=%s reason=%s",
             self._settings.name,
-            peer,
+            peer.name,
             refusal.code,
             refusal.reason,
         )
-        self._refusals[peer] = refusal
+        self._refusals[peer.name] = refusal
+        if self._engine is not None and self._roster.learn(peer.membership):
+            self._on_membership()
+        if self._settings.joining and self._engine is None:
+            return  # not added yet: that is what it waits for
         refusing = sum(refusal.code in IDENTITY_REFUSALS for refusal in self._refusals.values())
-        needed = 1 if self._forming.membership is None else majority(len(self._settings.members))
+        needed = 1 if self._forming.membership is None else majority(len(self._roster.members))
         if refusing >= needed and refusal.code in IDENTITY_REFUSALS:
-            self._on_fatal(IdentityRefused(f"{peer} refuses this node: {refusal.reason}"))
+            self._on_fatal(IdentityRefused(f"{peer.name} refuses this node: {refusal.reason}"))
 
     # --- Consensus: what the service asks --------------------------------------------------------------
 
@@ -618,6 +670,28 @@ class RaftNode:
                 f"the snapshot store has not answered for {timeout_s:g} s", reason="timed_out"
             ) from None
 
+    def plan_membership(self, change: Change) -> tuple[Membership, Membership, frozenset[str]]:
+        """The membership now and after the change, and who answers now. Raises as `change_membership`."""
+        engine = self._running()
+        return engine.membership, engine.plan(change), engine.reachable
+
+    async def change_membership(self, change: Change, *, timeout_s: float) -> Membership:
+        """Returns the new membership once it is committed. A leader that is to be removed hands over first,
+        and then raises NotLeader, with who can do it.
+
+        Raises NotLeader, NoLeader, NotReady, Draining, ChangeInFlight, QuorumAtRisk, NotCaughtUp,
+        TransferFailed, NoSuchMember, MemberExists, BadRequest (not applied); CommitTimeout, LeaderChanged
+        (unknown).
+        """
+        engine = self._running()
+        if isinstance(change, Remove) and change.name == self._settings.name and engine.core.is_leader:
+            engine.plan(change)
+            await self.transfer_leadership(None)
+        future: asyncio.Future[Applied] = self._loop.create_future()
+        after = engine.change_membership(change, _settle(future), timeout_s)
+        await future
+        return after
+
     async def transfer_leadership(self, to: str | None) -> None:
         """Returns when another member leads. Raises NotReady before there is a cluster; TransferFailed."""
         engine = self._running()
@@ -708,10 +782,11 @@ class RaftNode:
             return
         core = engine.core
         url = None
-        for member in engine.membership.members:
+        for member in self._roster.members:
             if member.name == core.leader:
                 url = member.client_url
-        self._leadership = Leadership(core.role, core.term, core.leader, url)
+        role = core.role if core.is_voter or core.role != "follower" else "learner"
+        self._leadership = Leadership(role, core.term, core.leader, url)
         self._measures.follows(core.leader, core.term)
 
     def _on_applied(self) -> None:
@@ -792,9 +867,11 @@ class RaftNode:
         )
 
     def _peer_statuses(self) -> tuple[PeerStatus, ...]:
-        membership = self._forming.membership
-        members = self._settings.members if membership is None else membership.members
-        return tuple(self._peer_status(member) for member in members)
+        return tuple(self._peer_status(member) for member in self._roster.members)
+
+    def _role_of(self, name: str) -> Literal["follower", "learner"]:
+        membership = self._roster.effective or self._roster.committed
+        return "learner" if membership is not None and name in membership.learners else "follower"
 
     def _peer_status(self, member: Member) -> PeerStatus:
         engine = self._engine
@@ -802,7 +879,8 @@ class RaftNode:
         itself = member.name == self._settings.name
         match: int | None = None
         if core is not None and core.is_leader:
-            match = core.last_index if itself else core.progress[member.name].match_index
+            progress = core.progress.get(member.name)
+            match = core.last_index if itself else 0 if progress is None else progress.match_index
         heard = self._loop.time() if itself else self._last_message.get(member.name)
         contact = None if heard is None else int((self._loop.time() - heard) * 1000)
         leads = self._leadership.leader == member.name
@@ -810,7 +888,7 @@ class RaftNode:
             name=member.name,
             peer=member.peer,
             client_url=member.client_url,
-            role=self._leadership.role if itself else "leader" if leads else "follower",
+            role=self._leadership.role if itself else "leader" if leads else self._role_of(member.name),
             match_index=match,
             lag=None if match is None or core is None else core.last_index - match,
             reachable=itself or self._transport.connected(member.name),

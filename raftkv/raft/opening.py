@@ -19,29 +19,32 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import msgspec
-
 from raftkv.errors import JournalDamaged
 from raftkv.journal.disk import Disk
 from raftkv.journal.wal import Wal
 from raftkv.kv.machine import Machine
 from raftkv.model import Membership
 from raftkv.raft.core import NO_OP
+from raftkv.raft.membership import MEMBERSHIP, decode_membership, encode_membership
 from raftkv.snapshot.codec import Manifest
 from raftkv.snapshot.loader import load_machine
 from raftkv.snapshot.store import Store
 
-MEMBERSHIP = b"\x02"  # pysyncobj.syncobj._COMMAND_TYPE
-
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """`membership` is None where this disk belongs to no cluster yet; then the log is empty."""
+    """`configurations`: the memberships that snapshot and log hold, with the indexes of their entries, oldest
+    first. () where this disk belongs to no cluster yet; then the log is empty."""
 
     wal: Wal
     machine: Machine
     snapshot: Manifest | None
-    membership: Membership | None
+    configurations: tuple[tuple[int, Membership], ...]
+
+    @property
+    def membership(self) -> Membership | None:
+        """The newest that is known to be committed."""
+        return self.configurations[0][1] if self.configurations else None
 
 
 def open_state(disk: Disk, store: Store, open_wal: Callable[[Disk], Wal] = Wal.open) -> Opened:
@@ -59,7 +62,7 @@ def open_state(disk: Disk, store: Store, open_wal: Callable[[Disk], Wal] = Wal.o
                     "an empty disk"
                 )
             align(wal, snapshot, disk.directory)
-        return Opened(wal, machine, snapshot, _membership(wal, snapshot, disk.directory))
+        return Opened(wal, machine, snapshot, configurations_of(wal, snapshot, disk.directory))
     except BaseException:
         wal.close()
         raise
@@ -68,7 +71,7 @@ def open_state(disk: Disk, store: Store, open_wal: Callable[[Disk], Wal] = Wal.o
 def found(wal: Wal, membership: Membership) -> None:
     """Writes the first entry of a new cluster's log, the same on every member, durably."""
     if len(wal) == 0:
-        wal.add(MEMBERSHIP + msgspec.json.encode(membership), 1, 0)
+        wal.add(encode_membership(membership), 1, 0)
         sync(wal)
 
 
@@ -103,15 +106,36 @@ def sync(wal: Wal) -> None:
         wal.synced(batch)
 
 
-def _membership(wal: Wal, snapshot: Manifest | None, directory: str) -> Membership | None:
-    if snapshot is not None:
-        return snapshot.membership
-    if len(wal) == 0:
-        return None
-    payload, index, _ = wal[0]
-    if index != 1 or payload[:1] != MEMBERSHIP:
+def configurations_of(
+    wal: Wal, snapshot: Manifest | None, directory: str
+) -> tuple[tuple[int, Membership], ...]:
+    """As `Opened` has them. The membership at the snapshot's index is the snapshot's: the log's own first
+    entry may stand for an index and a term only."""
+    if snapshot is None and len(wal) == 0:
+        return ()
+    if snapshot is None:
+        payload, index, _ = wal[0]
+        if index != 1 or payload[:1] != MEMBERSHIP:
+            raise JournalDamaged(
+                f"the journal in {directory} starts at index {index} and there is no snapshot of what came "
+                "before: put back the snapshots directory, or re-admit the node with an empty disk"
+            )
+        covered = (1, _read(payload, 1, directory))
+    else:
+        covered = (snapshot.index, snapshot.membership)
+    later = [
+        (index, _read(payload, index, directory))
+        for payload, index, _ in wal[:]
+        if index > covered[0] and payload[:1] == MEMBERSHIP
+    ]
+    return (covered, *later)
+
+
+def _read(payload: bytes, index: int, directory: str) -> Membership:
+    try:
+        return decode_membership(payload)
+    except ValueError as error:
         raise JournalDamaged(
-            f"the journal in {directory} starts at index {index} and there is no snapshot of what came "
-            "before: put back the snapshots directory, or re-admit the node with an empty disk"
-        )
-    return msgspec.json.decode(payload[1:], type=Membership)
+            f"entry {index} of the journal in {directory} can't be read: {error}. If a newer release wrote "
+            "it, run that release"
+        ) from error

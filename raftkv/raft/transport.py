@@ -56,7 +56,7 @@ from raftkv.raft.handshake import (
     Refused,
     Send,
     Standing,
-    admit,
+    judge,
 )
 from raftkv.raft.messages import Message
 
@@ -94,7 +94,8 @@ class Callbacks:
     on_control: Callable[[Hello, Control], None]  # the sender as it presented itself on that connection
     on_connected: Callable[[Hello], None]
     on_disconnected: Callable[[str], None]
-    on_refused: Callable[[str, Refusal], None]  # a peer refused this node; on each change of the reason
+    on_refused: Callable[[Hello, Refusal], None]  # a peer refused this node; on each change of the reason
+    on_called: Callable[[Hello], None] = lambda _: None  # a peer's own connection to this node stands
 
 
 class Transport:
@@ -237,8 +238,7 @@ class Transport:
     # --- what the connections need ---
 
     def _judge(self, hello: Hello) -> Refusal | None:
-        standing = self._standing()
-        return admit(hello, standing.identity, standing.membership, standing.initial_members)
+        return judge(hello, self._standing())
 
     def _introduce(self, peer: str) -> Hello:
         return self._standing().hello(target=peer, release=RELEASE)
@@ -258,6 +258,7 @@ class Transport:
         caller = self._callers.get(hello.name)
         if caller is not None:
             caller.wake()
+        self._callbacks.on_called(hello)
 
     def _accepted_gone(self, connection: _Accepted) -> None:
         self._strangers.pop(connection, None)
@@ -521,7 +522,7 @@ class _Caller:
         if outcome.by_peer:
             text = f"{self._name} refuses this node: {reason}"
             if text != self.problem:
-                self._owner._callbacks.on_refused(self._name, outcome.refusal)
+                self._owner._callbacks.on_refused(outcome.peer, outcome.refusal)
             return text
         return f"this node refuses {self._name}: {reason}"
 

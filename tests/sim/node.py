@@ -87,6 +87,7 @@ class NodeHost:
     def __init__(self, world: World, name: str) -> None:
         self.name = name
         self.rng = world.rng("host " + name)
+        self.instance = dict(membership(world.names).instances)[name]
         self.journal_disk = MemoryDisk(self.rng)
         self.snapshot_disk = MemoryDisk(self.rng)
         self.sync_failure_armed = False
@@ -171,7 +172,8 @@ class NodeProcess:
         self._wal = opened.wal
         self.engine = Engine(
             name=self.name,
-            membership=opened.membership,
+            instance=host.instance,
+            configurations=opened.configurations,
             wal=opened.wal,
             machine=opened.machine,
             snapshot=opened.snapshot,

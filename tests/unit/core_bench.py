@@ -16,6 +16,7 @@ from pysyncobj.journal import MemoryJournal
 from pysyncobj.node import Node
 from pysyncobj.transport import Transport
 
+from raftkv.model import Member, Membership
 from raftkv.raft.core import Core, Timing
 from raftkv.raft.messages import Message
 
@@ -77,6 +78,16 @@ class MemoryLog(MemoryJournal):  # type: ignore[misc]
         return self.commit_hint
 
 
+def instance_of(name: str) -> str:
+    return name.rjust(32, "0")
+
+
+def membership_of(voters: tuple[str, ...], learners: tuple[str, ...] = ()) -> Membership:
+    names = tuple(sorted(voters + learners))
+    members = tuple(Member(name, f"{name}:1", f"http://{name}:2") for name in names)
+    return Membership("c" * 32, members, tuple((name, instance_of(name)) for name in names), learners)
+
+
 class Bench:
     """One core named `name`; `sent` holds (peer, message, position) in order."""
 
@@ -85,6 +96,7 @@ class Bench:
         name: str = "n1",
         voters: tuple[str, ...] = ("n1", "n2", "n3"),
         *,
+        learners: tuple[str, ...] = (),
         log: MemoryLog | None = None,
         clock: Clock | None = None,
         seed: int = 1,
@@ -96,7 +108,8 @@ class Bench:
         self.offered: list[str] = []
         self.core = Core(
             name=name,
-            voters=voters,
+            instance=instance_of(name),
+            configurations=[(1, membership_of(voters, learners))],
             log=self.log,
             clock=self.clock,
             rng=random.Random(seed),
@@ -105,6 +118,7 @@ class Bench:
             apply=lambda index, term, payload: self.applied.append((index, term, payload)),
             offer_snapshot=lambda peer, sequence: self.offered.append(peer),
             on_role=lambda: None,
+            on_membership=lambda: None,
         )
         self.core.start_from(1)
         for peer in self.core.peers:

@@ -77,7 +77,7 @@ class Node:
                 on_control=lambda sender, control: self.controls.append((sender.name, control)),
                 on_connected=lambda peer: self.links.append(f"+{peer.name}"),
                 on_disconnected=lambda peer: self.links.append(f"-{peer}"),
-                on_refused=lambda peer, refusal: self.refusals.append((peer, refusal)),
+                on_refused=lambda peer, refusal: self.refusals.append((peer.name, refusal)),
             ),
             limits=self.limits,
             server_ssl=self.server_ssl,
@@ -189,7 +189,7 @@ class FormingNode(Node):
             on_control=lambda sender, control: self.act(self.forming.receive(sender, control)),
             on_connected=self._connected,
             on_disconnected=self.forming.peer_disconnected,
-            on_refused=lambda peer, refusal: self.refusals.append((peer, refusal)),
+            on_refused=lambda peer, refusal: self.refusals.append((peer.name, refusal)),
         )
         self.transport._callbacks = callbacks
         self.standing = Standing(self.forming.identity, self.forming.membership, members)

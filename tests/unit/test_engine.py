@@ -69,7 +69,8 @@ class Node:
         self.store = DirectoryStore(MemoryDisk(random.Random(2)), clock=bench.clock)
         self.engine = Engine(
             name=name,
-            membership=MEMBERSHIP,
+            instance="1" * 32,
+            configurations=[(1, MEMBERSHIP)],
             wal=wal,
             machine=Machine(),
             snapshot=None,
