@@ -154,7 +154,7 @@ class Proposals:
     def append_alone(self, payload: bytes, done: Done, timeout_s: float = math.inf) -> None:
         """Appends an entry that is no batch of commands; `done` learns how it went as a command would."""
         index = self._core.append(payload)
-        ticket = Ticket(b"", done, self._clock() + timeout_s, timeout_s, "proposed")
+        ticket = Ticket((), 0, done, self._clock() + timeout_s, timeout_s, state="proposed")
         self._proposed[index] = (self._core.term, [ticket])
 
     def _take_batch(self) -> tuple[list[Ticket], list[bytes]]:
