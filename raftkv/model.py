@@ -7,6 +7,7 @@ the store is the order of the bytes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 
@@ -113,6 +114,22 @@ class Reconfigured:
     membership: Membership
 
 
+class TokenCreated(_Value, frozen=True, gc=False):
+    revision: int
+
+
+class TokenRevoked(_Value, frozen=True, gc=False):
+    revision: int
+
+
+class TokenRefused(_Value, frozen=True, gc=False):
+    """`exists`: a token has that id. `too_many`: there are as many as there may be. `not_first`: there are
+    tokens already. `missing`: there is none with that id. `last_admin`: nobody would be left to let others
+    in."""
+
+    reason: Literal["exists", "too_many", "not_first", "missing", "last_admin"]
+
+
 Result = (
     Written
     | Deleted
@@ -125,6 +142,9 @@ Result = (
     | IdempotencyMismatch
     | IdempotencyExpired
     | Reconfigured
+    | TokenCreated
+    | TokenRevoked
+    | TokenRefused
 )
 
 

@@ -14,9 +14,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from contextlib import suppress
+from typing import Literal, get_args
 
 import msgspec
+
+from raftkv.kv.tokens import Token
 
 ENTRY_VERSION = 1
 
@@ -113,12 +116,30 @@ class Transaction(_Tagged, frozen=True, tag="t"):
     idempotency: Idempotency | None = None
 
 
-Command = Put | Delete | DeletePrefix | Append | Increment | Transaction
+class TokenCommand(_Tagged, frozen=True):
+    """A change of who is let in."""
+
+
+class CreateToken(TokenCommand, frozen=True, tag="k"):
+    """`only_first`: only where there are no tokens yet, as for the first administrator of a new cluster."""
+
+    token: Token
+    only_first: bool = False
+    idempotency: Idempotency | None = None
+
+
+class RevokeToken(TokenCommand, frozen=True, tag="r"):
+    id: str
+    idempotency: Idempotency | None = None
+
+
+Command = Put | Delete | DeletePrefix | Append | Increment | Transaction | CreateToken | RevokeToken
 
 _HEAD = struct.Struct("<BQ")
 _LENGTH = struct.Struct("<I")
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+_TAGS = frozenset(kind.__struct_config__.tag for kind in get_args(Command))
 
 
 def encode(command: Command) -> bytes:
@@ -156,6 +177,19 @@ def decode_entry(payload: bytes) -> tuple[int, Sequence[Command]]:
         try:
             commands.append(_decoder.decode(view[at : at + length]))
         except msgspec.MsgspecError as error:
-            raise ValueError(f"log entry holds an unreadable command at byte {at}: {error}") from error
+            reason = _unreadable(view[at : at + length], error)
+            raise ValueError(f"log entry holds an unreadable command at byte {at}: {reason}") from error
         at += length
     return log_time_ms, commands
+
+
+def _unreadable(command: memoryview, error: Exception) -> str:
+    """What is wrong with a command that does not decode."""
+    with suppress(msgspec.MsgspecError, TypeError, ValueError):
+        tag, *_ = msgspec.msgpack.decode(command)
+        if isinstance(tag, str) and tag not in _TAGS:
+            return (
+                f"this release does not know its kind {tag[:20]!r}; where a newer release wrote it, start "
+                "that one, or a newer one"
+            )
+    return str(error)

@@ -6,7 +6,7 @@
                 of the next log entry that changed anything; little endian
 
 `parts` are the keys and new values of every change that the entry made, in the order in which it made them,
-to the items and to the outcomes kept under idempotency keys alike; an empty value is a deletion. Equal hashes
+to items, outcomes kept under idempotency keys and tokens alike; an empty value is a deletion. Equal hashes
 at an index mean: the same changes in the same order, hence the same state. A snapshot carries the hash at
 its index, and who loads it goes on from there.
 

@@ -46,6 +46,9 @@ from raftkv.model import (
     Reconfigured,
     Result,
     ResultTooLarge,
+    TokenCreated,
+    TokenRefused,
+    TokenRevoked,
     TransactionDone,
     Written,
 )
@@ -248,6 +251,12 @@ def _tuple_of(result: Result | Got) -> tuple[Any, ...]:
             return "l", size, limit
         case TransactionDone(succeeded, revision, responses):
             return "t", succeeded, revision, [_tuple_of(response) for response in responses]
+        case TokenCreated(revision):
+            return "k", revision
+        case TokenRevoked(revision):
+            return "r", revision
+        case TokenRefused(reason):
+            return "f", reason
         case IdempotencyMismatch() | IdempotencyExpired() | Reconfigured():
             raise AssertionError("only first outcomes are stored")
 
@@ -259,6 +268,9 @@ _TAGS: Final[dict[str, type[Any]]] = {
     "c": PreconditionFailed,
     "n": NotANumber,
     "l": ResultTooLarge,
+    "k": TokenCreated,
+    "r": TokenRevoked,
+    "f": TokenRefused,
 }
 
 

@@ -27,6 +27,7 @@ class Section(IntEnum):
     CLIENTS = 3
     OUTCOMES = 4
     QUEUE = 5
+    TOKENS = 6
 
 
 @dataclass(frozen=True, slots=True)

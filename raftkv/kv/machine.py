@@ -1,4 +1,4 @@
-"""The replicated state machine: items in key order, and the outcomes of keyed commands. PURE.
+"""The replicated state machine: items in key order, the outcomes of keyed commands, and tokens. PURE.
 
 - Deterministic: no clock, no randomness, no order that hangs on hashing; time comes in with the entries.
 - Total: `apply` never raises on a command that `command.decode_entry` gave out. What can go wrong is a
@@ -21,12 +21,15 @@ from raftkv.kv.command import (
     Command,
     Compare,
     Condition,
+    CreateToken,
     Delete,
     DeletePrefix,
     Get,
     Increment,
     Operation,
     Put,
+    RevokeToken,
+    TokenCommand,
     Transaction,
 )
 from raftkv.kv.history import GENESIS, Hash, History
@@ -34,6 +37,7 @@ from raftkv.kv.idempotency import IdempotencyTable, Known
 from raftkv.kv.image import Image, MachineState, Page, Section
 from raftkv.kv.record import Key, Record
 from raftkv.kv.table import Block, Table
+from raftkv.kv.tokens import TOKENS_MAX, TokenTable
 from raftkv.model import (
     DEFAULT_CONTENT_TYPE,
     Appended,
@@ -46,6 +50,9 @@ from raftkv.model import (
     PreconditionFailed,
     Result,
     ResultTooLarge,
+    TokenCreated,
+    TokenRefused,
+    TokenRevoked,
     TransactionDone,
     Written,
 )
@@ -61,12 +68,22 @@ _INTEGER = re.compile(rb"-?[0-9]{1,32}")
 class Machine:
     """One thread applies and reads; `load` may run on another one before the machine is handed over."""
 
-    __slots__ = ("_history", "_idempotency", "_items", "_undo", "applied_index", "log_time_ms", "revision")
+    __slots__ = (
+        "_history",
+        "_idempotency",
+        "_items",
+        "_undo",
+        "applied_index",
+        "log_time_ms",
+        "revision",
+        "tokens",
+    )
 
     def __init__(self, state_hash: Hash = GENESIS) -> None:
         self._history = History(state_hash)
         self._items = Table(self._history.changes)
         self._idempotency = IdempotencyTable(self._history.changes)
+        self.tokens = TokenTable(self._history.changes)  # to be read; commands change them
         self._undo: list[tuple[Key, Record | None]] | None = None  # while a transaction runs
         self.revision = 0
         self.log_time_ms = 0
@@ -155,6 +172,7 @@ class Machine:
         machine.log_time_ms = state.log_time_ms
         machine._idempotency.sequence = state.sequence
         machine._idempotency.look()
+        machine.tokens.check()
         return machine
 
     def discard(self) -> None:
@@ -173,6 +191,7 @@ class Machine:
             (Section.CLIENTS, idempotency.clients),
             (Section.OUTCOMES, idempotency.outcomes),
             (Section.QUEUE, idempotency.queue),
+            (Section.TOKENS, self.tokens.table),
         ]
 
     # --- applying ----------------------------------------------------------------------------------
@@ -212,6 +231,8 @@ class Machine:
             return self._transaction(command)
         if isinstance(command, DeletePrefix):
             return self._delete_prefix(command)
+        if isinstance(command, TokenCommand):
+            return self._change_tokens(command)
         return self._write(command, self.revision + 1)
 
     def _write(
@@ -294,6 +315,29 @@ class Machine:
         if deleted:
             self.revision += 1
         return Deleted(self.revision, deleted, more=bool(self._items.read(command.prefix, end, 1)[0]))
+
+    def _change_tokens(
+        self, command: CreateToken | RevokeToken
+    ) -> TokenCreated | TokenRevoked | TokenRefused:
+        tokens = self.tokens
+        if isinstance(command, CreateToken):
+            if command.only_first and tokens.count:
+                return TokenRefused("not_first")
+            if tokens.get(command.token.id) is not None:
+                return TokenRefused("exists")
+            if tokens.count >= TOKENS_MAX:
+                return TokenRefused("too_many")
+            tokens.set(command.token)
+            self.revision += 1
+            return TokenCreated(self.revision)
+        token = tokens.get(command.id)
+        if token is None:
+            return TokenRefused("missing")
+        if token.rules_everything and sum(each.rules_everything for each in tokens) == 1:
+            return TokenRefused("last_admin")
+        tokens.delete(command.id)
+        self.revision += 1
+        return TokenRevoked(self.revision)
 
     def _transaction(self, transaction: Transaction) -> TransactionDone | OperationFailure:
         before = self.revision

@@ -4,18 +4,21 @@ A snapshot is a manifest and numbered chunks:
 
     <id>.manifest        manifest = JSON | "\\n" | sha256 of that JSON in hex | "\\n"
     <id>.00000.chunk     chunk    = zstd of raw
-    <id>.00001.chunk     raw      = page+            (format 1; all numbers little endian)
+    <id>.00001.chunk     raw      = page+            (all numbers little endian)
 
-    page = section u8            which table: `kv.image.Section`
+    page = section u8            which table: `kv.image.Section`; TOKENS in format 2 only
          | count u32             pairs in the page, at least 1
          | key lengths           u32 × count
          | record lengths        u32 × count
          | keys                  ascending within a section, over all its pages
-         | records               what they are: `kv.record` for items, `kv.idempotency` for the rest
+         | records               what they are: `kv.record` for items, `kv.idempotency` and `kv.tokens` for
+                                 the rest
 
-Sections come in the order ITEMS, PLAIN, CLIENTS, OUTCOMES, QUEUE. The manifest has the sha256 of every
-chunk as stored, and of the whole: of all raw bytes in order. Two replicas at the same index make the same
-raw bytes, so that hash can be compared between them.
+Sections come in the order ITEMS, PLAIN, CLIENTS, OUTCOMES, QUEUE, TOKENS. A snapshot without tokens is of
+format 1, so that a release that knows no tokens reads it; one with tokens is of format 2, which it refuses.
+
+The manifest has the sha256 of every chunk as stored, and of the whole: of all raw bytes in order. Two
+replicas at the same index make the same raw bytes, so that hash can be compared between them.
 
     id = index (16 digits) - term (8 digits) - r revision - time (UTC, ms) - first 8 characters of the cluster
          0000000000004711-00000003-r4502-20260102T030405.678Z-1f0c2a77
@@ -44,11 +47,13 @@ from raftkv.kv.image import MachineState, Page, Section
 from raftkv.model import Membership
 
 FORMAT: Final = 1
+FORMAT_WITH_TOKENS: Final = 2
 CHUNK_RAW_BYTES: Final = 4 << 20  # a chunk is closed when it has reached this
 CHUNK_RAW_BYTES_MAX: Final = 1 << 30  # what a reader takes: one page may hold one value of any legal size
 _COMPRESSION_LEVEL: Final = 1  # the worker shares the machine with the loop
 
 _PAGE_HEAD = struct.Struct("<BI")
+_SECTIONS = frozenset(Section)
 _ID = re.compile(
     r"[0-9]{16,20}-[0-9]{8,20}-r[0-9]{1,20}-[0-9]{8}T[0-9]{6}\.[0-9]{3}Z-[0-9A-Za-z_]{0,8}", re.ASCII
 )
@@ -157,9 +162,10 @@ def decode_manifest(data: bytes) -> Manifest:
         raise SnapshotDamaged("the manifest doesn't match the checksum at its end")
     try:
         written = msgspec.json.decode(_decode_format(text)["format"], type=int)
-        if written != FORMAT:
+        if written not in (FORMAT, FORMAT_WITH_TOKENS):
             raise SnapshotDamaged(
-                f"the manifest is of format {written}, this release reads format {FORMAT}: "
+                f"the manifest is of format {written}, this release reads formats {FORMAT} and "
+                f"{FORMAT_WITH_TOKENS}: "
                 "start the release that wrote it, or a newer one"
             )
         manifest = _decode_json(text)
@@ -232,6 +238,11 @@ def decode_pages(raw: bytes) -> Iterator[Page]:
         if len(raw) - at < _PAGE_HEAD.size:
             raise ValueError(f"a page's head is cut at byte {at}")
         section, count = _PAGE_HEAD.unpack_from(raw, at)
+        if section not in _SECTIONS:
+            raise ValueError(
+                f"a page at byte {at} is of section {section}, which this release does not know: a newer "
+                "release wrote it, or it is damaged"
+            )
         at += _PAGE_HEAD.size
         if count < 1 or count > (len(raw) - at) // 8:
             raise ValueError(f"a page at byte {at} claims {count} records")

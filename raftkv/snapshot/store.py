@@ -21,6 +21,8 @@ from raftkv.kv.image import Image, Page, Section
 from raftkv.model import Membership
 from raftkv.snapshot.codec import (
     CHUNK_RAW_BYTES,
+    FORMAT,
+    FORMAT_WITH_TOKENS,
     Chunk,
     Manifest,
     chunk_name,
@@ -201,6 +203,7 @@ class SnapshotWriter:
             raw_bytes=sum(chunk.raw_bytes for chunk in self._chunks),
             sha256=self._whole.hexdigest(),
             chunks=tuple(self._chunks),
+            format=FORMAT_WITH_TOKENS if counts[Section.TOKENS] else FORMAT,
             state_hash=self._state.hash.hex(),
         )
 

@@ -1,7 +1,7 @@
 """Bytes that older releases wrote, kept for ever: this release must read them, and write the same.
 
-Made once by `python -m tests.golden.test_state_formats`, which refuses to overwrite: a format that changes
-gets a new version and files of its own beside these.
+Made once by `python -m tests.golden.test_state_formats`, which leaves alone what is there: a format that
+changes gets a new version and files of its own beside these.
 """
 
 from __future__ import annotations
@@ -15,18 +15,21 @@ from raftkv.kv.command import (
     Command,
     Compare,
     Condition,
+    CreateToken,
     Delete,
     DeletePrefix,
     Get,
     Idempotency,
     Increment,
     Put,
+    RevokeToken,
     Transaction,
     decode_entry,
     encode,
     encode_entry,
 )
 from raftkv.kv.machine import Machine
+from raftkv.kv.tokens import Grant, Token
 from raftkv.snapshot.codec import decompress
 from raftkv.snapshot.directory import DirectoryStore
 from raftkv.snapshot.loader import load_machine
@@ -35,6 +38,8 @@ from tests.unit.snapshot_samples import dump, publish
 HERE = Path(__file__).parent
 ENTRY = HERE / "log_entry_1.bin"
 SNAPSHOT = HERE / "snapshot_1"
+ENTRY_WITH_TOKENS = HERE / "log_entry_1_tokens.bin"
+SNAPSHOT_WITH_TOKENS = HERE / "snapshot_2"
 LOG_TIME_MS = 1_234_567_890_123
 COMMANDS: list[Command] = [
     Put(b"a", b"1"),
@@ -51,13 +56,68 @@ COMMANDS: list[Command] = [
     ),
     DeletePrefix(b"t/", 1, Idempotency(b"other/7", b"")),
 ]
+ADMIN = Token(
+    "0123456789abcdef",
+    "first",
+    (Grant("admin", b""),),
+    b"s" * 16,
+    b"h" * 32,
+    (1 << 14, 8, 1),
+    1_767_225_600_000,
+)
+TOKEN_COMMANDS: list[Command] = [
+    CreateToken(ADMIN, only_first=True),
+    CreateToken(
+        Token(
+            "fedcba9876543210",
+            "ключи",
+            (Grant("read", "ключ/".encode()), Grant("write", b"b/")),
+            b"t" * 16,
+            b"i" * 32,
+            (1 << 15, 8, 2),
+            1_767_225_600_001,
+            1_798_761_600_000,
+            250,
+            ADMIN.id,
+        )
+    ),
+    RevokeToken(ADMIN.id, Idempotency(b"client/9", b"j" * 16)),
+    RevokeToken("nothing"),
+]
 
 
-def a_machine() -> Machine:
+def a_machine(commands: list[Command] = COMMANDS) -> Machine:
     machine = Machine()
-    for index, command in enumerate(COMMANDS, 1):
+    for index, command in enumerate(commands, 1):
         machine.apply(index, LOG_TIME_MS, command)
     return machine
+
+
+def a_machine_with_tokens() -> Machine:
+    return a_machine([*COMMANDS, *TOKEN_COMMANDS])
+
+
+def test_log_entries_with_tokens() -> None:
+    payload = ENTRY_WITH_TOKENS.read_bytes()
+    assert decode_entry(payload) == (LOG_TIME_MS, TOKEN_COMMANDS)
+    assert encode_entry(LOG_TIME_MS, map(encode, TOKEN_COMMANDS)) == payload
+
+
+def test_snapshots_of_format_2(tmp_path: Path) -> None:
+    shutil.copytree(SNAPSHOT_WITH_TOKENS, tmp_path / "snapshot")
+    store = DirectoryStore.open(tmp_path / "snapshot")
+    (manifest,) = store.list()
+    assert manifest.format == 2
+    loaded = load_machine(store, manifest.id)
+    assert list(loaded.tokens) == list(a_machine_with_tokens().tokens)
+    assert dump(loaded) == dump(a_machine_with_tokens())
+    assert loaded.state() == a_machine_with_tokens().state()
+    again = publish(store, loaded)
+    assert (again.sha256, again.raw_bytes, again.format) == (manifest.sha256, manifest.raw_bytes, 2)
+
+
+def test_a_snapshot_without_tokens_is_one_that_older_releases_read(tmp_path: Path) -> None:
+    assert publish(DirectoryStore.open(tmp_path), a_machine()).format == 1
 
 
 def test_log_entries_of_version_1() -> None:
@@ -92,11 +152,14 @@ def test_outcomes_of_format_1_are_replayed(tmp_path: Path) -> None:
 
 
 def write() -> None:
-    with ENTRY.open("xb") as file:
-        file.write(encode_entry(LOG_TIME_MS, map(encode, COMMANDS)))
-    SNAPSHOT.mkdir()
-    store = DirectoryStore.open(SNAPSHOT)
-    publish(store, a_machine(), page_records=1_000)
+    """What is not there yet."""
+    for path, commands in ((ENTRY, COMMANDS), (ENTRY_WITH_TOKENS, TOKEN_COMMANDS)):
+        if not path.exists():
+            path.write_bytes(encode_entry(LOG_TIME_MS, map(encode, commands)))
+    for path, machine in ((SNAPSHOT, a_machine()), (SNAPSHOT_WITH_TOKENS, a_machine_with_tokens())):
+        if not path.exists():
+            path.mkdir()
+            publish(DirectoryStore.open(path), machine, page_records=1_000)
 
 
 if __name__ == "__main__":

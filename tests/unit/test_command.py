@@ -61,3 +61,9 @@ def test_an_entry_of_another_version_is_named() -> None:
 def test_what_is_no_command_is_refused(bad: bytes) -> None:
     with pytest.raises(ValueError, match="unreadable command at byte"):
         decode_entry(encode_entry(1, [bad]))
+
+
+def test_a_command_of_a_newer_release_is_named() -> None:
+    newer = msgspec.msgpack.encode(["lease", 1, 2])
+    with pytest.raises(ValueError, match="does not know its kind 'lease'; where a newer release wrote it"):
+        decode_entry(encode_entry(1, [encode(Put(b"a", b"1")), newer]))

@@ -16,6 +16,7 @@ from raftkv.kv.command import (
     Command,
     Compare,
     Condition,
+    CreateToken,
     Delete,
     DeletePrefix,
     Get,
@@ -23,10 +24,12 @@ from raftkv.kv.command import (
     Increment,
     Operation,
     Put,
+    RevokeToken,
     Transaction,
 )
 from raftkv.kv.image import Image, Page, Section
 from raftkv.kv.machine import Machine, prefix_end
+from raftkv.kv.tokens import Grant, Token
 from raftkv.model import (
     DEFAULT_CONTENT_TYPE,
     Appended,
@@ -40,6 +43,9 @@ from raftkv.model import (
     PreconditionFailed,
     Result,
     ResultTooLarge,
+    TokenCreated,
+    TokenRefused,
+    TokenRevoked,
     TransactionDone,
     Written,
 )
@@ -64,6 +70,7 @@ class Model:
     items: dict[bytes, Item] = field(default_factory=dict)
     revision: int = 0
     outcomes: dict[bytes, tuple[bytes, Result]] = field(default_factory=dict)
+    tokens: dict[str, Token] = field(default_factory=dict)
 
     def apply(self, index: int, command: Command) -> Applied:
         keyed = command.idempotency
@@ -87,10 +94,30 @@ class Model:
                     del self.items[key]
                 self.revision += bool(keys[: max(command.limit, 0)])
                 return Deleted(self.revision, len(keys[: max(command.limit, 0)]), len(keys) > command.limit)
+            case CreateToken(token=token):
+                if command.only_first and self.tokens:
+                    return TokenRefused("not_first")
+                if token.id in self.tokens:
+                    return TokenRefused("exists")
+                self.tokens[token.id] = token
+                self.revision += 1
+                return TokenCreated(self.revision)
+            case RevokeToken():
+                return self.revoke(command.id)
             case _:
                 result = self.operation(command, self.revision + 1)
                 assert not isinstance(result, Got)
                 return result
+
+    def revoke(self, name: str) -> Result:
+        if name not in self.tokens:
+            return TokenRefused("missing")
+        left = {each for each, token in self.tokens.items() if rules(token)}
+        if left == {name}:
+            return TokenRefused("last_admin")
+        del self.tokens[name]
+        self.revision += 1
+        return TokenRevoked(self.revision)
 
     def transaction(self, transaction: Transaction) -> Result:
         saved = dict(self.items), self.revision
@@ -166,6 +193,11 @@ class Model:
         return result
 
 
+def rules(token: Token) -> bool:
+    """As `Token.rules_everything`, said otherwise."""
+    return token.expires_ms == 0 and Grant("admin", b"") in token.grants
+
+
 OperationOutcome = (
     Written | Deleted | Appended | Incremented | Got | PreconditionFailed | NotANumber | ResultTooLarge
 )
@@ -201,11 +233,28 @@ Compares = st.builds(
     st.sampled_from(["==", "!=", "<", ">"]),
     Values | st.integers(0, 5) | st.booleans(),
 )
+Tokens = st.builds(
+    Token,
+    st.sampled_from(["a", "b", "c", "d"]),
+    st.sampled_from(["ci", "ü"]),
+    st.lists(
+        st.builds(Grant, st.sampled_from(["read", "write", "admin"]), st.sampled_from([b"", b"k"])),
+        max_size=3,
+    ).map(tuple),
+    st.just(b"salt"),
+    st.binary(max_size=2),
+    st.just((2, 1, 1)),
+    st.just(1),
+    st.sampled_from([0, 0, 7]),
+    st.integers(0, 2),
+)
 Branches = st.lists(operations(st.none()) | st.builds(Get, Keys), max_size=5).map(tuple)
 Commands: st.SearchStrategy[Command] = st.one_of(
     operations(Keyed),
     st.builds(DeletePrefix, Prefixes, st.integers(-1, 6), Keyed),
     st.builds(Transaction, st.lists(Compares, max_size=2).map(tuple), Branches, Branches, Keyed),
+    st.builds(CreateToken, Tokens, st.booleans(), Keyed),
+    st.builds(RevokeToken, st.sampled_from(["a", "b", "c", "d"]), Keyed),
 )
 
 
@@ -291,6 +340,7 @@ def check(machine: Machine, model: Model) -> None:
     items = [model.items[key] for key in sorted(model.items)]
     assert machine.scan(b"", None, 1000) == items
     assert (machine.revision, machine.keys) == (model.revision, len(items))
+    assert list(machine.tokens) == [model.tokens[name] for name in sorted(model.tokens)]
     types = [item.content_type for item in items if item.content_type != DEFAULT_CONTENT_TYPE]
     assert machine.bytes == sum(len(i.key) + len(i.value) for i in items) + sum(
         len(t.encode()) for t in types
@@ -322,11 +372,26 @@ AnyCompare = st.builds(
     st.sampled_from(["==", "!=", "<", ">"]),
     Anything | st.booleans() | AnyInteger,
 )
+AnyToken = st.builds(
+    Token,
+    AnyText,
+    AnyText,
+    st.lists(st.builds(Grant, st.sampled_from(["read", "write", "admin"]), Anything), max_size=3).map(tuple),
+    Anything,
+    Anything,
+    st.tuples(AnyInteger, AnyInteger, AnyInteger),
+    AnyInteger,
+    AnyInteger,
+    AnyInteger,
+    AnyText,
+)
 AnyBranch = st.lists(AnyOperation | st.builds(Get, Anything), max_size=4).map(tuple)
 AnyCommand = st.one_of(
     AnyOperation,
     st.builds(DeletePrefix, Anything, AnyInteger, AnyKeyed),
     st.builds(Transaction, st.lists(AnyCompare, max_size=3).map(tuple), AnyBranch, AnyBranch, AnyKeyed),
+    st.builds(CreateToken, AnyToken, st.booleans(), AnyKeyed),
+    st.builds(RevokeToken, AnyText, AnyKeyed),
 )
 
 

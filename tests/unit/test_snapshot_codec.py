@@ -120,7 +120,7 @@ def test_a_manifest_with_any_bit_turned_or_any_end_cut_is_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"format": 2}, "format 2"),
+        ({"format": 3}, "format 3"),
         ({"id": "../../etc"}, "not a snapshot's"),
         ({"index": "x"}, "not one of a snapshot"),
         ({"bytes": 1}, "add up"),
