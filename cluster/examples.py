@@ -1,14 +1,15 @@
 """The examples in the documentation, read out of it and run as they stand.
 
-Every ```sh block is run, command by command, in one bash; every ```python block as a program of its own. What an
-example prints stands behind it, as a comment that the shell passes over, so it can be copied as it is:
+Every ```sh block is run, command by command, in one bash; every ```python block as a program of its own. What
+an example prints stands behind it, as a comment that the shell passes over, so it can be copied as it is:
 
     raftkv kv get hello                       # world
     raftkv kv list                            # or below, where it is more than a line
     # key    revision  …
 
 `…` stands for anything within a line, and alone in a line for any number of lines. A comment that does not
-directly follow a command is only a comment. Of a program, each comment behind a `print` is a line of its output.
+directly follow a command is only a comment. Of a program, each comment behind a `print` is a line of its
+output.
 Reading is pure; `Shell` runs.
 """
 
@@ -53,7 +54,7 @@ def examples(markdown: str) -> Iterator[Example]:
 
 
 def _commands(block: str, first_line: int) -> Iterator[Example]:
-    """A command goes on while a quote is open or a line ends in a backslash; its output, while comments follow."""
+    """A command goes on while a quote is open or a backslash ends a line; its output, while comments do."""
     lines = block.splitlines()
     at = 0
     while at < len(lines):
@@ -89,7 +90,7 @@ def _complete(text: str) -> bool:
 
 
 def agrees(printed: str, shown: str) -> bool:
-    """Whether what was shown is what the page says is printed, without regard to blanks at the ends of lines."""
+    """Whether what was shown is what the page says is printed, whatever blanks end the lines."""
     pattern = ""
     for line in printed.strip().splitlines():
         if line.strip() == "…":
