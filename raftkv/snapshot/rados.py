@@ -62,10 +62,10 @@ OPTIONS: Final = {
 }
 CONNECT_S: Final = 12.0  # of the two timeouts above that a connect can run into, and a little
 
-# After these the handle is as good as before; after any other it is made anew.
-_HANDLE_IS_WELL = frozenset(
-    {errno.ENOENT, errno.EEXIST, errno.ETIMEDOUT, errno.ENOSPC, errno.EDQUOT, errno.ECANCELED}
-)
+# After these the handle is as good as before; after any other it is made anew. After a timeout too: where all
+# monitors and OSDs have new addresses, as containers may have after a restart, an old handle asks at the old
+# ones for ever.
+_HANDLE_IS_WELL = frozenset({errno.ENOENT, errno.EEXIST, errno.ENOSPC, errno.EDQUOT, errno.ECANCELED})
 
 Job = tuple[str, int, Callable[..., Any], tuple[Any, ...]]  # object, bytes, how, with what
 
