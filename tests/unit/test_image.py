@@ -34,6 +34,7 @@ def test_nothing_gets_into_a_build_that_is_not_named() -> None:
         "!LICENSE",
         "!raftkv",
         "!cluster",
+        "!scripts/ceph-dev.sh",
     }
 
 
