@@ -55,7 +55,7 @@ from raftkv.api.wire import (
     split_target,
 )
 from raftkv.errors import BadRequest, Draining, NotLeader, RaftkvError
-from raftkv.metrics import Metrics, RequestTimes
+from raftkv.metrics import Metrics
 from raftkv.service import KVService
 
 log = logging.getLogger("raftkv.api")
@@ -100,7 +100,6 @@ class ApiServer:
         self.hot: set[HotConnection] = set()
         self.blocks = Blocks(limits)
         self.queries = Queries(limits)
-        self.key_times = KeyTimes(self.metrics)
         self._flushes: list[HotConnection] = []
         self._relays: set[asyncio.Task[None]] = set()
         self._look_handle: asyncio.TimerHandle | None = None
@@ -115,7 +114,7 @@ class ApiServer:
         self._listeners: list[tuple[asyncio.Server, Listener]] = []
         self._id_prefix = secrets.token_hex(6)
         self._ids = itertools.count(1)
-        self._told: tuple[int, object, int] = (-1, None, 0)  # what is in the text below
+        self._common: tuple[object, ...] = ()
         self._common_text = ""
         self._date: tuple[int, str] = (-1, "")
 
@@ -279,7 +278,7 @@ class ApiServer:
 
     def request_ended(self, count: int) -> None:
         self.requests_in_flight -= count
-        if self.closing and not self.requests_in_flight:
+        if not self.requests_in_flight:
             self._idle.set()
 
     # --- the hot path's needs ----------------------------------------------------------------------
@@ -326,7 +325,7 @@ class ApiServer:
             turn.method,
             turn.target,
             turn.rest,
-            dict(turn.query.values),
+            dict(turn.query),
             headers,
             body,
             turn.request_id,
@@ -371,8 +370,9 @@ class ApiServer:
         leadership = self.service.leadership
         revision = self.service.machine.revision
         second = int(time.time())
-        if revision != self._told[0] or leadership is not self._told[1] or second != self._told[2]:
-            self._told = (revision, leadership, second)
+        now = (revision, leadership, second)
+        if now != self._common:
+            self._common = now
             if second != self._date[0]:
                 self._date = (second, http_date(second))
             leader = f"Raftkv-Leader: {leadership.leader_url}\r\n" if leadership.leader_url else ""
@@ -407,17 +407,6 @@ class ApiServer:
             request_id,
             effect == "write",
         )
-
-
-class KeyTimes(dict[str, RequestTimes]):
-    """What the metrics have of one key's requests, by method."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-
-    def __missing__(self, method: str) -> RequestTimes:
-        times = self[method] = self._metrics.times(KEY_TEMPLATE, method)
-        return times
 
 
 class Listener:

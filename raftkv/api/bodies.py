@@ -181,7 +181,7 @@ def parse_transaction(body: bytes, limits: Limits) -> ParsedTransaction:
     _check_utf8(body, "body")
     try:
         parsed = _transaction_decoder.decode(body)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise BadRequest(_explain(error, "body", body, _ALLOWED)) from error
     count = len(parsed.compare) + len(parsed.success) + len(parsed.failure)
     if count > limits.transaction_operations_max:
@@ -293,7 +293,7 @@ def _plain_puts(lines: Sequence[bytes]) -> Sequence[PlainPut] | None:
     try:
         _check_utf8(whole, "lines")
         found = _plain_decoder.decode_lines(whole)
-    except (BadRequest, msgspec.MsgspecError):
+    except (BadRequest, msgspec.MsgspecError, RecursionError):
         return None
     return found if len(found) == len(lines) else None
 
@@ -315,7 +315,7 @@ def parse_line(line: bytes, limits: Limits) -> Line:
     _check_utf8(line, "line")
     try:
         body = _line_decoder.decode(line)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise BadRequest(_explain(error, "line", line, _LINE_ALLOWED)) from error
     if body.end:
         return Line(None)
@@ -453,8 +453,10 @@ _PLACE = re.compile(r" - at `\$([^`]*)`$")
 _LAST_NAME = re.compile(r"\.([a-z_]+)(?:\[(?:\d+|\.\.\.)\])?$")
 
 
-def _explain(error: msgspec.MsgspecError, what: str, body: bytes, allowed_at: dict[str, str]) -> str:
+def _explain(error: Exception, what: str, body: bytes, allowed_at: dict[str, str]) -> str:
     """The decoder's words, where in the body, and what is allowed there."""
+    if isinstance(error, RecursionError):
+        return f"{what}: it is nested too deeply; allowed are a few hundred levels"
     if not body.strip():
         return f"{what}: it is empty; allowed is a JSON object with {allowed_at['']}"
     text = str(error)

@@ -176,7 +176,7 @@ def decode_entry(payload: bytes) -> tuple[int, Sequence[Command]]:
             raise ValueError(f"log entry ends inside a command at byte {at}")
         try:
             commands.append(_decoder.decode(view[at : at + length]))
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             reason = _unreadable(view[at : at + length], error)
             raise ValueError(f"log entry holds an unreadable command at byte {at}: {reason}") from error
         at += length
@@ -185,7 +185,7 @@ def decode_entry(payload: bytes) -> tuple[int, Sequence[Command]]:
 
 def _unreadable(command: memoryview, error: Exception) -> str:
     """What is wrong with a command that does not decode."""
-    with suppress(msgspec.MsgspecError, TypeError, ValueError):
+    with suppress(msgspec.MsgspecError, RecursionError, TypeError, ValueError):
         tag, *_ = msgspec.msgpack.decode(command)
         if isinstance(tag, str) and tag not in _TAGS:
             return (

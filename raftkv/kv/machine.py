@@ -12,8 +12,11 @@
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterable
 from typing import assert_never
+
+import msgspec
 
 from raftkv.kv import record
 from raftkv.kv.command import (
@@ -171,7 +174,10 @@ class Machine:
         machine.revision = state.revision
         machine.log_time_ms = state.log_time_ms
         machine._idempotency.sequence = state.sequence
-        machine._idempotency.look()
+        try:
+            machine._idempotency.look()
+        except (struct.error, msgspec.MsgspecError, TypeError, IndexError) as error:
+            raise ValueError(f"the queue of outcomes begins with what is none: {error}") from error
         machine.tokens.check()
         return machine
 

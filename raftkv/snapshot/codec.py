@@ -169,7 +169,7 @@ def decode_manifest(data: bytes) -> Manifest:
                 "start the release that wrote it, or a newer one"
             )
         manifest = _decode_json(text)
-    except (msgspec.MsgspecError, KeyError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError) as error:
         raise SnapshotDamaged(f"the manifest is not one of a snapshot: {error}") from error
     _check(manifest)
     return manifest

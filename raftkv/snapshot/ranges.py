@@ -162,7 +162,13 @@ def decode_range(data: bytes) -> Range:
         if zstandard.frame_content_size(body) != head.raw_bytes:
             raise SnapshotDamaged("its body would not unpack to the size in its head")
         entries = _entries(zstandard.ZstdDecompressor().decompress(body))
-    except (msgspec.MsgspecError, UnicodeDecodeError, zstandard.ZstdError, struct.error) as error:
+    except (
+        msgspec.MsgspecError,
+        UnicodeDecodeError,
+        RecursionError,
+        zstandard.ZstdError,
+        struct.error,
+    ) as error:
         raise SnapshotDamaged(f"it is no range of log entries: {error}") from error
     indexes = [index for index, _ in head.times]
     if len(entries) != head.last - head.first + 1 or not entries:
@@ -205,7 +211,7 @@ def _decode_chain(key: str, data: bytes) -> Chain:
         raise SnapshotDamaged(f"the store's index: entry {key!r} doesn't match the checksum at its end")
     try:
         chain = msgspec.json.decode(text, type=Chain)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise SnapshotDamaged(f"the store's index: entry {key!r}: {error}") from error
     if key != chain_key(chain.cluster, chain.first) or not chain.marks:
         raise SnapshotDamaged(f"the store's index has another's entry under {key!r}")

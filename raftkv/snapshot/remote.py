@@ -149,7 +149,7 @@ def _decode(key: str, data: bytes, kind: type[T]) -> T:
         raise SnapshotDamaged(f"the store's index: entry {key!r} doesn't match the checksum at its end")
     try:
         return msgspec.json.decode(text, type=kind)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise SnapshotDamaged(f"the store's index: entry {key!r}: {error}") from error
 
 

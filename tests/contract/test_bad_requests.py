@@ -341,6 +341,7 @@ BODIES = [
 TRANSACTIONS = [
     txn("empty body", "", "empty", "compare, success, failure"),
     txn("not JSON", "put a 1", "JSON is malformed"),
+    txn("nested too deeply", '{"success": [{"put": {"key": "a", "json": ' + "[" * 5000, "nested too deeply"),
     txn("half of it", '{"success": [', "body:"),
     txn("two documents", '{"success": []} {}', "trailing"),
     txn("not UTF-8", b'{"success": [{"get": {"key": "\xff"}}]}', "UTF-8"),
