@@ -3,6 +3,7 @@
 
     simulation   scripts/simulate.py: whole clusters from seeds, of 3 and of 5 nodes in turn
     nemesis      scripts/nemesis.py: real processes under load, killed, paused, partitioned
+    fuzz         scripts/fuzz.py: whatever reads bytes from outside, with inputs guided by coverage
     crashes      tests/fault: a crash at every operation of the journal, with new workloads
     examples     tests/unit: every Hypothesis test with new examples
 
@@ -33,6 +34,8 @@ from tests.seeds import FIRST_SEED  # noqa: E402
 
 SIMULATION_SEEDS = 400  # a round of about two minutes on two cores
 NEMESIS_MINUTES_MAX = 5.0
+FUZZ_INPUTS_A_MINUTE = 60_000  # on a busy machine
+FUZZ_INPUTS_MAX = 1_000_000
 ROUND_OVERRUN_S = 900  # a round that takes this much longer than the campaign had left is a hang
 INTERRUPTED_S = 30  # to clean up after an interrupt
 
@@ -69,6 +72,14 @@ def nemesis(rng: random.Random, number: int, minutes_left: float) -> list[str]:
     ]
 
 
+def fuzz(rng: random.Random, number: int, minutes_left: float) -> list[str]:
+    """The two engines in turn: what one is blind to, inside a decoder in C, the other tries at random."""
+    inputs = max(10_000, min(FUZZ_INPUTS_MAX, int(minutes_left * FUZZ_INPUTS_A_MINUTE)))
+    engine = [] if number % 2 == 0 else ["--engine", "mutation"]
+    seed = str(rng.randrange(1 << 31))
+    return [sys.executable, "scripts/fuzz.py", "--inputs", str(inputs), "--seed", seed, *engine]
+
+
 def pytest(*places: str) -> Callable[[random.Random, int, float], list[str]]:
     def command(rng: random.Random, _number: int, _minutes_left: float) -> list[str]:
         seed = str(rng.randrange(1 << 31))
@@ -80,10 +91,11 @@ def pytest(*places: str) -> Callable[[random.Random, int, float], list[str]]:
 
 def campaigns() -> list[Campaign]:
     return [
-        Campaign("simulation", 0.45, simulation),
+        Campaign("simulation", 0.40, simulation),
         Campaign("nemesis", 0.30, nemesis),
+        Campaign("fuzz", 0.10, fuzz),
         Campaign("crashes", 0.10, pytest("tests/fault")),
-        Campaign("examples", 0.15, pytest("tests/unit")),
+        Campaign("examples", 0.10, pytest("tests/unit")),
     ]
 
 
