@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -20,7 +21,9 @@ from raftkv.client import (
     SyncClient,
     Unavailable,
     parse_endpoints,
+    tls_context,
 )
+from raftkv.errors import ConfigError
 
 EXIT_OTHER, EXIT_USAGE, EXIT_NOT_FOUND, EXIT_PRECONDITION, EXIT_UNAVAILABLE, EXIT_UNKNOWN = 1, 2, 3, 4, 5, 6
 EXIT_CODES_HELP = (
@@ -38,15 +41,64 @@ _EXIT_CODES: dict[type[ClientError], int] = {
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
+# Where the options that every client takes are kept, until `client_settings` makes them of use.
+_SETTINGS = "raftkv.client"
+
+
 def _endpoints(ctx: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
     try:
-        return parse_endpoints(value)
+        return parse_endpoints(value, "https" if ctx.meta.get(_SETTINGS) else "http")
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
 
 
+def _keep(ctx: click.Context, option: click.Parameter, value: Path | None) -> None:
+    if value is not None:
+        ctx.meta.setdefault(_SETTINGS, {})[option.name] = value
+
+
+def security_options(command: _Command) -> _Command:
+    """`--ca-file`, `--cert-file` and `--key-file`. The command does not see them; `client_settings` does."""
+    for flag, variable, help in reversed(_FILES):
+        command = click.option(
+            flag,
+            envvar=variable,
+            show_envvar=True,
+            type=click.Path(dir_okay=False, path_type=Path),
+            callback=_keep,
+            expose_value=False,
+            is_eager=True,  # before --endpoints, whose scheme depends on them
+            metavar="FILE",
+            help=help,
+        )(command)
+    return command
+
+
+_FILES = (
+    ("--ca-file", "RAFTKV_CA_FILE", "Trust nodes with a certificate of this CA. [default: the system's]"),
+    ("--cert-file", "RAFTKV_CERT_FILE", "Certificate to show, where nodes want one of their clients."),
+    ("--key-file", "RAFTKV_KEY_FILE", "Key of that certificate. [default: in --cert-file]"),
+)
+
+
+def client_settings() -> dict[str, Any]:
+    """What a client is made with beside its endpoints, as the running command was told. Raises UsageError."""
+    ctx = click.get_current_context(silent=True)
+    kept: dict[str, Path] = ctx.meta.get(_SETTINGS, {}) if ctx is not None else {}
+    if not kept:
+        return {}
+    if "key_file" in kept and "cert_file" not in kept:
+        raise click.UsageError("--key-file without --cert-file: give the certificate as well")
+    try:
+        return {"tls": tls_context(kept.get("ca_file"), kept.get("cert_file"), kept.get("key_file"))}
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from None
+
+
 def connection_options(command: _Command) -> _Command:
-    """`--endpoints` and `--timeout`, given to the command as `endpoints` and `timeout_s`."""
+    """`--endpoints` and `--timeout`, given to the command as `endpoints` and `timeout_s`, and
+    `security_options`."""
+    command = security_options(command)
     command = click.option(
         "--timeout",
         "timeout_s",
@@ -61,9 +113,10 @@ def connection_options(command: _Command) -> _Command:
         envvar="RAFTKV_ENDPOINTS",
         show_envvar=True,
         callback=_endpoints,
-        default=",".join(DEFAULT_ENDPOINTS),
+        default=",".join(url.removeprefix("http://") for url in DEFAULT_ENDPOINTS),
         metavar="URL[,URL…]",
-        help="Nodes to ask. [default: http://127.0.0.1:8400, :8410 and :8420]",
+        help="Nodes to ask; https:// where they speak TLS. [default: http://127.0.0.1:8400, :8410 and :8420, "
+        "with a --ca-file the same with https]",
     )(command)
 
 
@@ -81,7 +134,7 @@ def output_option(command: _Command) -> _Command:
 @contextmanager
 def connected(endpoints: tuple[str, ...], timeout_s: float) -> Iterator[SyncClient]:
     """A client, and an end of the process with the right code and words where a request fails."""
-    with exit_on_error(), SyncClient(endpoints, timeout_s=timeout_s) as client:
+    with exit_on_error(), SyncClient(endpoints, timeout_s=timeout_s, **client_settings()) as client:
         yield client
 
 

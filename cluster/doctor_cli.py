@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import click
 
-from cluster.connection import output_option
+from cluster.connection import client_settings, output_option, security_options
 from cluster.output import print_json
 from raftkv.client import ClientError, SyncClient, parse_endpoints
 from raftkv.errors import RaftkvError
@@ -58,6 +58,7 @@ Exit code 1 where a check failed."""
     help="Time the disk under a data directory.",
 )
 @click.option("--endpoints", metavar="URL[,URL…]", help="Ask these nodes about their cluster.")
+@security_options
 @output_option
 def doctor(store: str | None, data_dir: Path | None, endpoints: str | None, output: str) -> None:
     """Check the snapshot store, the disk, and the members; whichever are named. Leaves nothing behind."""
@@ -188,7 +189,7 @@ def disk_check(directory: Path) -> Check:
 
 
 def member_checks(urls: tuple[str, ...]) -> Iterator[Check]:
-    with SyncClient(urls, timeout_s=3) as client:
+    with SyncClient(urls, timeout_s=3, **client_settings()) as client:
         for url in urls:
             try:
                 known = client.status(url, timeout_s=3)

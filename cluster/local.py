@@ -5,6 +5,7 @@ Each node is a plain child process with a directory of its own:
     DATA_DIR/secret              the cluster's secret, made on first use, mode 0600
     DATA_DIR/<name>/             the node's data directory: journal/, snapshots/, identity.json …
     DATA_DIR/<name>/node.log     its stdout and stderr, appended over restarts
+    DATA_DIR/tls/                with `tls`: ca.pem and the nodes' certificates, made on first use
 
 Node number i (from 0) answers clients on `base_port + 10 i` and members on the port after that. Children
 stand in sessions of their own, so that Ctrl-C in a terminal reaches the parent alone, which stops them in
@@ -22,6 +23,7 @@ import random
 import secrets
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -30,6 +32,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from raftkv.tls.credentials import client_context
 
 PORTS_A_NODE = 10  # room beside the API and raft ports for what comes later
 POLL_SECONDS = 0.05
@@ -47,7 +51,8 @@ class LocalCluster:
     """Starts, stops, kills, pauses and asks the nodes. Not thread-safe for one node; nodes are independent.
 
     `hosts` gives a node another address than 127.0.0.1; `command_prefix` words before its command line,
-    which must exec it (`ip netns exec …`). `extra_args` go to every `raftkv serve`.
+    which must exec it (`ip netns exec …`). `extra_args` go to every `raftkv serve`. `tls`: for clients and
+    between the nodes.
     """
 
     def __init__(
@@ -60,6 +65,7 @@ class LocalCluster:
         command_prefix: Mapping[str, list[str]] | None = None,
         extra_args: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
+        tls: bool = False,
     ) -> None:
         self.data_dir = Path(data_dir).absolute()
         self.base_port = base_port
@@ -67,6 +73,8 @@ class LocalCluster:
         self._hosts = dict(hosts or {})
         self._command_prefix = dict(command_prefix or {})
         self._extra_args = tuple(extra_args)
+        self.tls = tls
+        self._context: ssl.SSLContext | None = None
         self._environment = {**os.environ, **(env or {})}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._paused: set[str] = set()
@@ -89,7 +97,7 @@ class LocalCluster:
         return self.base_port + PORTS_A_NODE * self.names.index(name)
 
     def api_url(self, name: str) -> str:
-        return f"http://{self.host(name)}:{self.api_port(name)}"
+        return f"http{'s' if self.tls else ''}://{self.host(name)}:{self.api_port(name)}"
 
     def api_urls(self) -> list[str]:
         return [self.api_url(name) for name in self.names]
@@ -102,6 +110,20 @@ class LocalCluster:
 
     def log_path(self, name: str) -> Path:
         return self.node_dir(name) / "node.log"
+
+    @property
+    def tls_dir(self) -> Path:
+        return self.data_dir / "tls"
+
+    @property
+    def client_tls(self) -> ssl.SSLContext | None:
+        """What a client of these nodes needs, where they speak TLS."""
+        if self.tls and self._context is None:
+            self._make_certificates()
+            self._context = client_context(
+                self.tls_dir / "ca.pem", self.tls_dir / "client.pem", self.tls_dir / "client.key"
+            )
+        return self._context
 
     @property
     def secret_path(self) -> Path:
@@ -143,7 +165,15 @@ class LocalCluster:
             *("--raft", self.raft_address(name)),
             *(word for member in members for word in ("--member", member)),
             *("--secret-file", str(self.secret_path)),
+            *(self._tls_arguments(name) if self.tls else ()),
             *self._extra_args,
+        ]
+
+    def _tls_arguments(self, name: str) -> list[str]:
+        cert, key, ca = (str(self.tls_dir / file) for file in (f"{name}.pem", f"{name}.key", "ca.pem"))
+        return [
+            *("--tls-cert", cert, "--tls-key", key, "--tls-ca", ca),
+            *("--peer-tls-cert", cert, "--peer-tls-key", key, "--peer-tls-ca", ca),
         ]
 
     def start(self, name: str) -> None:
@@ -217,12 +247,16 @@ class LocalCluster:
         """The node's /v1/status; None where it does not answer within a second."""
         if not self.alive(name) or name in self._paused:
             return None
-        code, body = get(self.api_url(name) + "/v1/status")
+        code, body = self.get(name, "/v1/status")
         try:
             document = json.loads(body) if code == 200 else None
         except ValueError:
             return None
         return document if isinstance(document, dict) else None
+
+    def get(self, name: str, path: str) -> tuple[int, bytes]:
+        """A GET that never raises for a node that is not there: its status is 0 then."""
+        return get(self.api_url(name) + path, tls=self.client_tls)
 
     def statuses(self) -> dict[str, dict[str, Any] | None]:
         return {name: self.status(name) for name in self.names}
@@ -236,7 +270,7 @@ class LocalCluster:
         return max(leading)[1] if leading else None
 
     def ready(self, name: str) -> bool:
-        return self.alive(name) and name not in self._paused and get(self.api_url(name) + "/readyz")[0] == 200
+        return self.alive(name) and name not in self._paused and self.get(name, "/readyz")[0] == 200
 
     def wait_ready(self, names: Iterable[str] | None = None, timeout_s: float = 30) -> None:
         """Until each of `names` (default: all) answers /readyz with 200. Raises NodeFailed with the end of
@@ -266,6 +300,16 @@ class LocalCluster:
             handle = os.open(self.secret_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(handle, "w") as file:
                 file.write(secrets.token_hex(32) + "\n")
+        if self.tls:
+            self._make_certificates()
+
+    def _make_certificates(self) -> None:
+        from cluster.certs import LOCAL_HOSTS, make_all  # of use to few
+
+        new = [name for name in self.names if not (self.tls_dir / f"{name}.pem").exists()]
+        if new:
+            self.data_dir.mkdir(parents=True, exist_ok=True)
+            make_all(self.tls_dir, [(name, (*LOCAL_HOSTS, self.host(name))) for name in new])
 
     def _fork(self, name: str) -> subprocess.Popen[bytes]:
         with self.log_path(name).open("ab") as log:
@@ -299,11 +343,18 @@ def _die_with_parent(parent: int) -> Callable[[], None]:
     return prepare
 
 
-def get(url: str, timeout_s: float = STATUS_TIMEOUT_SECONDS) -> tuple[int, bytes]:
+def get(
+    url: str, timeout_s: float = STATUS_TIMEOUT_SECONDS, *, tls: ssl.SSLContext | None = None
+) -> tuple[int, bytes]:
     """A GET that never raises for a node that is not there: its status is 0 then."""
     parts = urlsplit(url)
     assert parts.hostname is not None
-    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout_s)
+    if parts.scheme == "https":
+        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+            parts.hostname, parts.port, timeout=timeout_s, context=tls
+        )
+    else:
+        connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout_s)
     try:
         connection.request("GET", parts.path, headers={"Connection": "close"})
         answer = connection.getresponse()

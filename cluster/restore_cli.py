@@ -111,8 +111,8 @@ def _restore_local(
     url: str, target: Target, data_dir: Path, nodes: int | None, base_port: int | None, new_cluster: str
 ) -> None:
     with claimed(data_dir):
-        nodes, base_port = shape_of(data_dir, nodes, base_port)
-        with LocalCluster(data_dir, nodes=nodes, base_port=base_port) as local:
+        shape = shape_of(data_dir, nodes, base_port)
+        with LocalCluster(data_dir, nodes=shape.nodes, base_port=shape.base_port, tls=shape.tls) as local:
             directories = {name: local.node_dir(name) for name in local.names}
             members = local_members(local)
         restore_from(url, target, directories, members, new_cluster=new_cluster, say=click.echo)

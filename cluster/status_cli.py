@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from cluster.connection import EXIT_UNAVAILABLE, connection_options, output_option
+from cluster.connection import EXIT_UNAVAILABLE, client_settings, connection_options, output_option
 from cluster.output import print_json, print_table
 from raftkv.client import ClientError, SyncClient
 
@@ -28,7 +28,11 @@ Exit code 5 where no node answers, or none of those that do knows a leader."""
 @connection_options
 def status(output: str, endpoints: tuple[str, ...], timeout_s: float) -> None:
     """Show every node: its role, term, revision, and how far it is."""
-    with SyncClient(endpoints, timeout_s=timeout_s) as client, ThreadPoolExecutor(len(endpoints)) as pool:
+    settings = client_settings()
+    with (
+        SyncClient(endpoints, timeout_s=timeout_s, **settings) as client,
+        ThreadPoolExecutor(len(endpoints)) as pool,
+    ):
         answers = list(pool.map(lambda url: _ask(client, url, min(timeout_s, NODE_SECONDS)), endpoints))
     if output == "json":
         print_json(

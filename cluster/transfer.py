@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Self
 import click
 import msgspec
 
-from cluster.connection import EXIT_USAGE, describe, exit_code_of, exit_on_error
+from cluster.connection import EXIT_USAGE, client_settings, describe, exit_code_of, exit_on_error
 from raftkv.client import BadRequest, Client, ClientError, LineResult, PreconditionFailed, SyncClient
 
 READ_BYTES = 256 << 10  # of the source, in one hop to a thread
@@ -146,7 +146,7 @@ def _report_import(state: _Import, seconds: float, *, as_json: bool) -> None:
 async def _load(
     file: BinaryIO, endpoints: tuple[str, ...], timeout_s: float, on_result: Callable[[LineResult], None]
 ) -> None:
-    async with Client(endpoints, timeout_s=timeout_s) as client:
+    async with Client(endpoints, timeout_s=timeout_s, **client_settings()) as client:
         await client.batch(_operations(file), on_result)
 
 
@@ -226,7 +226,7 @@ def save(
     count = 0
     with ExitStack() as stack:
         stack.enter_context(exit_on_error())
-        client = stack.enter_context(SyncClient(endpoints, timeout_s=timeout_s))
+        client = stack.enter_context(SyncClient(endpoints, timeout_s=timeout_s, **client_settings()))
         progress = stack.enter_context(Progress("export"))
         target = stack.enter_context(_Target(path))
         for line in client.export_lines(prefix):

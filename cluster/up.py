@@ -20,11 +20,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
-from cluster.local import LocalCluster, get, port_is_free, port_owner, ports_of
+from cluster.local import LocalCluster, port_is_free, port_owner, ports_of
 from raftkv.config import SETTING_BY_NAME
 
 WATCH_SECONDS = 0.5
@@ -80,6 +80,12 @@ Examples:
     help="API port of the first node; the next ones 10 up each. [default: 8400, or what the data has]",
 )
 @click.option(
+    "--tls/--no-tls",
+    default=None,
+    help="Clients and nodes speak TLS, with certificates made in DATA_DIR/tls. [default: no, or what the "
+    "data has]",
+)
+@click.option(
     "--snapshots",
     metavar="URL",
     help="Store that snapshots are published to, beside each node's own. [default: none]",
@@ -95,6 +101,7 @@ def up(
     data_dir: Path,
     nodes: int | None,
     base_port: int | None,
+    tls: bool | None,
     snapshots: str | None,
     restore_from: str | None,
     serve_arguments: tuple[str, ...],
@@ -111,9 +118,15 @@ def up(
             raise click.UsageError(f"--snapshots {snapshots}: {error}; allowed: {allowed}") from None
         serve_arguments = ("--snapshots", snapshots, *serve_arguments)
     with claimed(data_dir):
-        nodes, base_port = shape_of(data_dir, nodes, base_port)
-        _check_ports(base_port, nodes)
-        with LocalCluster(data_dir, nodes=nodes, base_port=base_port, extra_args=serve_arguments) as cluster:
+        shape = shape_of(data_dir, nodes, base_port, tls)
+        _check_ports(shape.base_port, shape.nodes)
+        with LocalCluster(
+            data_dir,
+            nodes=shape.nodes,
+            base_port=shape.base_port,
+            extra_args=serve_arguments,
+            tls=shape.tls,
+        ) as cluster:
             if restore_from is not None:
                 _restore(cluster, restore_from)
             sys.exit(_Supervisor(cluster).run())
@@ -248,7 +261,7 @@ class _Supervisor:
 
     def _reason(self, name: str) -> str:
         """Empty where the node is ready."""
-        code, body = get(self._cluster.api_url(name) + "/readyz")
+        code, body = self._cluster.get(name, "/readyz")
         if code == 200:
             return ""
         if code == 0:
@@ -261,9 +274,10 @@ class _Supervisor:
 
     def _example(self) -> None:
         urls = self._cluster.api_urls()
+        curl = f"curl --cacert {self._cluster.tls_dir / 'ca.pem'}" if self._cluster.tls else "curl"
         click.echo("  try, on any node:")
-        click.echo(f"    curl -L -X PUT --data-binary world {urls[1 % len(urls)]}/v1/kv/hello")
-        click.echo(f"    curl {urls[2 % len(urls)]}/v1/kv/hello")
+        click.echo(f"    {curl} -L -X PUT --data-binary world {urls[1 % len(urls)]}/v1/kv/hello")
+        click.echo(f"    {curl} {urls[2 % len(urls)]}/v1/kv/hello")
 
 
 # --- the data directory and the ports -------------------------------------------------------------------
@@ -292,24 +306,39 @@ def claimed(data_dir: Path) -> Iterator[None]:
         yield
 
 
-def shape_of(data_dir: Path, nodes: int | None, base_port: int | None) -> tuple[int, int]:
-    """(nodes, base port): as asked for on first use, and as recorded ever after."""
+class Shape(NamedTuple):
+    """What a data directory remembers of its cluster."""
+
+    nodes: int
+    base_port: int
+    tls: bool
+
+
+def shape_of(data_dir: Path, nodes: int | None, base_port: int | None, tls: bool | None = None) -> Shape:
+    """As asked for on first use, and as recorded ever after."""
     record = data_dir / "up.json"
     try:
         known = json.loads(record.read_text())
-        kept = int(known["nodes"]), int(known["base_port"])
+        kept = Shape(int(known["nodes"]), int(known["base_port"]), bool(known.get("tls", False)))
     except FileNotFoundError:
-        shape = nodes or 3, base_port or 8400
-        if ports_of(shape[1], shape[0])[-1] > 65535:
-            raise click.UsageError(f"--base-port {shape[1]} leaves no room for {shape[0]} nodes") from None
-        record.write_text(json.dumps({"nodes": shape[0], "base_port": shape[1]}) + "\n")
+        shape = Shape(nodes or 3, base_port or 8400, bool(tls))
+        if ports_of(shape.base_port, shape.nodes)[-1] > 65535:
+            raise click.UsageError(
+                f"--base-port {shape.base_port} leaves no room for {shape.nodes} nodes"
+            ) from None
+        record.write_text(json.dumps(shape._asdict()) + "\n")
         return shape
     except (ValueError, KeyError, TypeError) as error:
         raise click.ClickException(
             f"{record} is unreadable ({error}); it holds the cluster's shape, as in "
             '{"nodes": 3, "base_port": 8400}: put it right or choose another --data-dir'
         ) from error
-    for flag, asked, had in (("--nodes", nodes, kept[0]), ("--base-port", base_port, kept[1])):
+    asked_and_had = (
+        ("--nodes", nodes, kept.nodes),
+        ("--base-port", base_port, kept.base_port),
+        ("--tls", tls, kept.tls),
+    )
+    for flag, asked, had in asked_and_had:
         if asked is not None and asked != had:
             raise click.UsageError(
                 f"{flag} {asked}: the cluster in {data_dir} was formed with {flag} {had}, and its members "

@@ -17,6 +17,7 @@
     service.py              what a client can ask, without HTTP: deadlines, consistency, admission
     api/                    HTTP: parsing, routes, the one table from errors to statuses, OpenAPI. `hot.py`
                             answers plain requests for one key itself and leaves the rest to aiohttp
+    tls/                    certificates from files that may change, and the port that shakes hands
     config.py               one table for flags, environment and TOML
     server.py               the composition root: Config -> objects -> serve -> stop in order
     client/                 the Python client, asynchronous and synchronous

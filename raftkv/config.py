@@ -15,7 +15,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -50,6 +50,13 @@ class Config:
     join: bool = False
     route: Route = "redirect"
     drain_seconds: float = 0.0
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    tls_ca: Path | None = None
+    peer_tls_cert: Path | None = None
+    peer_tls_key: Path | None = None
+    peer_tls_ca: Path | None = None
     election_timeout_ms_min: int = 500
     election_timeout_ms_max: int = 1000
     heartbeat_ms: int = 100
@@ -250,6 +257,10 @@ def _setting_of_integer(name: str, default: int, least: int, most: int, help: st
     )
 
 
+def _setting_of_file(name: str, example: str, help: str) -> Setting:
+    return Setting(name, Path, "a file in PEM", example, help)
+
+
 def _setting_of_size(name: str, default: int, least: int, most: int, help: str) -> Setting:
     allowed = f"{_size_text(least)} to {_size_text(most)}, in bytes or with KiB, MiB, GiB"
     return Setting(name, size_bytes(least, most), allowed, _size_text(default), help, default)
@@ -360,6 +371,34 @@ SETTINGS: tuple[Setting, ...] = (
         "After SIGTERM, answer everything for this long while /readyz says 503, so that a load balancer has "
         "stopped sending requests here before the node hands over and goes. 0: go at once.",
         0.0,
+    ),
+    _setting_of_file(
+        "tls_cert",
+        "/etc/raftkv/node.pem",
+        "Certificate of the API's port, in PEM, with its chain: the API then speaks TLS and nothing else. "
+        "Read again when it changes.",
+    ),
+    _setting_of_file("tls_key", "/etc/raftkv/node.key", "Key of that certificate, not encrypted."),
+    _setting_of_file(
+        "tls_client_ca",
+        "/etc/raftkv/client-ca.pem",
+        "Clients must show a certificate of a CA in this file. By default none is asked for.",
+    ),
+    _setting_of_file(
+        "tls_ca",
+        "/etc/raftkv/ca.pem",
+        "CA of the other nodes' API certificates, for requests that this node passes on. By default those "
+        "that the system trusts.",
+    ),
+    _setting_of_file(
+        "peer_tls_cert",
+        "/etc/raftkv/node.pem",
+        "Certificate of this member on the raft port, with NAME.raftkv or NAME among its DNS names: members "
+        "then speak TLS with each other, and each verifies the other. On all members or on none.",
+    ),
+    _setting_of_file("peer_tls_key", "/etc/raftkv/node.key", "Key of that certificate, not encrypted."),
+    _setting_of_file(
+        "peer_tls_ca", "/etc/raftkv/ca.pem", "CA of all members' certificates on the raft port."
     ),
     _setting_of_integer(
         "election_timeout_ms_min",
@@ -485,10 +524,9 @@ def load(
     secret, warnings = _read_secret(values["secret_file"], environment)
     values["members"] = values.pop("member")
     values["limits"] = Limits(**{setting.name: values.pop(setting.name) for setting in LIMIT_SETTINGS})
-    values |= {"secret": secret, "warnings": tuple(warnings)}
-    config = Config(**values)
+    config = Config(**values, secret=secret)
     _check_together(config)
-    return config
+    return replace(config, warnings=(*warnings, *_tls_warnings(config)))
 
 
 def _value_of(
@@ -621,6 +659,7 @@ def _check_together(config: Config) -> None:
             f"example: --election-timeout-ms-max {2 * config.election_timeout_ms_min}"
         )
     _check_limits_together(config.limits)
+    _check_tls_together(config)
     listeners = [("--api", config.api), ("--raft", config.raft), ("--ops-listen", config.ops_listen)]
     for at, (flag, address) in enumerate(listeners):
         for other_flag, other in listeners[at + 1 :]:
@@ -628,6 +667,38 @@ def _check_together(config: Config) -> None:
                 raise ConfigError(
                     f"{flag} and {other_flag} are both {address[0]}:{address[1]}; give each its own port"
                 )
+
+
+def _check_tls_together(config: Config) -> None:
+    if (config.tls_cert is None) != (config.tls_key is None):
+        raise ConfigError("--tls-cert and --tls-key go together; give both, or neither for plain HTTP")
+    if config.tls_client_ca is not None and config.tls_cert is None:
+        raise ConfigError(
+            "--tls-client-ca needs --tls-cert and --tls-key: without TLS no client shows anything"
+        )
+    peer = (config.peer_tls_cert, config.peer_tls_key, config.peer_tls_ca)
+    if None in peer and peer != (None, None, None):
+        raise ConfigError(
+            "--peer-tls-cert, --peer-tls-key and --peer-tls-ca go together; give all three, or none for "
+            "plain text between the members"
+        )
+
+
+def _tls_warnings(config: Config) -> list[str]:
+    warnings = []
+    for key in dict.fromkeys((config.tls_key, config.peer_tls_key)):
+        try:
+            mode = key.stat().st_mode & 0o777 if key is not None else 0
+        except OSError:
+            continue  # who reads it says so
+        if mode & 0o007:
+            warnings.append(f"key file {key} can be read by others (mode {mode:04o}); run: chmod 600 {key}")
+    if config.tls_cert is not None and config.client_url.startswith("http://"):
+        warnings.append(
+            f"the API speaks TLS and the members' list sends clients to {config.client_url}; write https:// "
+            "there, unless something in between speaks plain HTTP for them"
+        )
+    return warnings
 
 
 def _check_limits_together(limits: Limits) -> None:

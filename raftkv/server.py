@@ -36,6 +36,7 @@ from raftkv.service import KVService
 from raftkv.snapshot.archiver import ArchivePolicy
 from raftkv.snapshot.directory import DirectoryStore
 from raftkv.snapshot.remote import RemoteStore, Retention, open_remote
+from raftkv.tls.credentials import ApiFiles, Credentials, PeerFiles, Security, Watcher
 
 log = logging.getLogger("raftkv.server")
 
@@ -83,13 +84,18 @@ class _Node:
         self._ended = loop.create_future()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
+        security = security_of(config)
+        if security.off:
+            log.warning("security_off what=%s see=docs/security.md", ",".join(security.off))
         node = RaftNode(
             node_settings(config),
             open_store=lambda data_dir: DirectoryStore.open(data_dir / "snapshots"),
             on_fatal=self._on_fatal,
             remote=open_store(config),
+            credentials=security.peer,
         )
         async with AsyncExitStack() as stack:
+            self._watch(security, stack)
             stack.push_async_callback(node.stop)
             await node.start()
             service = make_service(config, node)
@@ -104,6 +110,7 @@ class _Node:
                 route=config.route,
                 ops=config.ops_listen,
                 metrics=metrics,
+                security=security,
             )
             stack.push_async_callback(api.close)
             collector.settle()
@@ -118,6 +125,15 @@ class _Node:
             logging.shutdown()
             os._exit(EXIT_OK)
         return EXIT_OK
+
+    def _watch(self, security: Security, stack: AsyncExitStack) -> None:
+        """Certificates and keys are read again when they change, and at once on SIGHUP."""
+        loop = asyncio.get_running_loop()
+        if security.ports:
+            watcher = Watcher(security.ports)
+            watcher.start()
+            stack.callback(watcher.stop)
+            loop.add_signal_handler(signal.SIGHUP, watcher.look_now)
 
     async def _announce(self, node: RaftNode, api: ApiServer) -> None:
         """One line on stdout, once: this node is ready."""
@@ -192,6 +208,18 @@ def node_settings(config: Config) -> NodeSettings:
             retention=Retention(config.snapshots_kept, config.snapshots_age_seconds_max or None),
         ),
     )
+
+
+def security_of(config: Config) -> Security:
+    """Reads certificates and keys. Raises ConfigError."""
+    security = Security()
+    if config.tls_cert is not None and config.tls_key is not None:
+        files = ApiFiles(config.tls_cert, config.tls_key, config.tls_client_ca, config.tls_ca)
+        security.api = Credentials("api", files)
+    if config.peer_tls_cert and config.peer_tls_key and config.peer_tls_ca:
+        peer = PeerFiles(config.name, config.peer_tls_cert, config.peer_tls_key, config.peer_tls_ca)
+        security.peer = Credentials("peer", peer)
+    return security
 
 
 def open_store(config: Config) -> RemoteStore | None:

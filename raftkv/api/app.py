@@ -16,7 +16,6 @@ import itertools
 import logging
 import resource
 import secrets
-import ssl as tls
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
@@ -41,7 +40,7 @@ from raftkv.api.forward import Forwarder
 from raftkv.api.hot import Blocks, HotConnection, Queries, Turn
 from raftkv.api.limits import Limits
 from raftkv.api.routes import BY_TEMPLATE, KEY_TEMPLATE, METHODS, ROUTES, match
-from raftkv.api.samples import http_samples
+from raftkv.api.samples import http_samples, tls_samples
 from raftkv.api.wire import (
     JSON,
     Answer,
@@ -57,6 +56,8 @@ from raftkv.api.wire import (
 from raftkv.errors import BadRequest, Draining, NotLeader, RaftkvError
 from raftkv.metrics import Metrics
 from raftkv.service import KVService
+from raftkv.tls.credentials import Credentials, Security
+from raftkv.tls.port import SecurePort, open_port
 
 log = logging.getLogger("raftkv.api")
 
@@ -83,8 +84,10 @@ class ApiServer:
         route: str = "redirect",
         metrics: Metrics | None = None,
         hot_path: bool = True,
+        security: Security | None = None,
     ) -> None:
-        """`hot_path` False leaves every request to aiohttp: slower, and the same."""
+        """`hot_path` False leaves every request to aiohttp: slower, and the same. `security`: what is on;
+        with its API credentials, calls to other nodes are made."""
         self.service = service
         self.limits = limits
         self.metrics = metrics or Metrics()
@@ -107,11 +110,13 @@ class ApiServer:
         self.ops_port: int | None = None
         self.route = route
         self._buffered = Buffered()
-        self._forwarder = Forwarder(service.name, limits)
+        self.security = security or Security()
+        self._forwarder = Forwarder(service.name, limits, self.security.api)
         self._operations = node.Operations()
-        self._handlers = self._bind(node.NodeHandlers(service, self.metrics, self._operations))
+        self._handlers = self._bind(node.NodeHandlers(service, self.metrics, self._operations, self.security))
         self.metrics.source(lambda: http_samples(self))
-        self._listeners: list[tuple[asyncio.Server, Listener]] = []
+        self.metrics.source(lambda: tls_samples(self.security))
+        self._listeners: list[tuple[asyncio.Server | SecurePort, Listener]] = []
         self._id_prefix = secrets.token_hex(6)
         self._ids = itertools.count(1)
         self._common: tuple[object, ...] = ()
@@ -130,7 +135,7 @@ class ApiServer:
             "transact": handlers.transact,
             "export": handlers.export,
             "batch": batch.batch,
-            "status": node.status,
+            "status": own.status,
             "limits": node.limits,
             "cluster": node.cluster,
             "transfer_leadership": members.transfer_leadership,
@@ -159,18 +164,33 @@ class ApiServer:
     # --- life --------------------------------------------------------------------------------------
 
     async def listen(
-        self, host: str, port: int, *, ops: bool = False, ssl: tls.SSLContext | None = None
+        self, host: str, port: int, *, ops: bool = False, credentials: Credentials | None = None
     ) -> int:
-        """Opens a listener and returns its port; `port` 0 takes any that is free."""
+        """Opens a listener, with TLS where there are credentials, and returns its port; `port` 0 takes any
+        that is free."""
         loop = asyncio.get_running_loop()
         listener = Listener(self, ops=ops, loop=loop)
-        server = await loop.create_server(
-            listener.connect, host, port, ssl=ssl, backlog=BACKLOG, reuse_address=True
-        )
+        server: asyncio.Server | SecurePort
+        if credentials is None:
+            server = await loop.create_server(
+                listener.connect, host, port, backlog=BACKLOG, reuse_address=True
+            )
+            bound = int(server.sockets[0].getsockname()[1])
+        else:
+            server = open_port(
+                host,
+                port,
+                credentials,
+                listener.connect,
+                backlog=BACKLOG,
+                handshake_seconds_max=self.limits.tls_handshake_seconds_max,
+                room=lambda: self.limits.connections_max - self.connections_open,
+            )
+            bound = server.address[1]
         self._listeners.append((server, listener))
         if self._look_handle is None:
             self._look()
-        return int(server.sockets[0].getsockname()[1])
+        return bound
 
     def retire(self) -> None:
         """Is not ready from now on. Everything is still answered, and every answer closes its connection, so
@@ -492,19 +512,22 @@ async def start_api(
     limits: Limits,
     route: str = "redirect",
     ops: tuple[str, int] | None = None,
-    ssl: tls.SSLContext | None = None,
+    security: Security | None = None,
     metrics: Metrics | None = None,
     hot_path: bool = True,
 ) -> ApiServer:
-    """Listens at once. `ops` opens one more plain listener for the probes and the metrics.
+    """Listens at once, with TLS where `security` has credentials for the API. `ops` opens one more plain
+    listener for the probes and the metrics.
 
     Raises the process's soft limit on open files as far as it may, and lowers the cap on connections to what
     that leaves room for: beyond it, accepting would fail, and so would the journal.
     """
     limits = connections_within(limits, raise_open_files_limit())
-    server = ApiServer(service, limits=limits, route=route, metrics=metrics, hot_path=hot_path)
+    server = ApiServer(
+        service, limits=limits, route=route, metrics=metrics, hot_path=hot_path, security=security
+    )
     try:
-        server.port = await server.listen(host, port, ssl=ssl)
+        server.port = await server.listen(host, port, credentials=server.security.api)
         if ops is not None:
             server.ops_port = await server.listen(*ops, ops=True)
     except BaseException:

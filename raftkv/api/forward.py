@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import aiohttp
@@ -23,6 +24,7 @@ from raftkv.api.calls import Call, Streamed, TooLarge
 from raftkv.api.limits import Limits
 from raftkv.api.wire import Answer, body_too_large, split_target, value_too_large
 from raftkv.errors import CommitTimeout, NoLeader, NotLeader, Overloaded
+from raftkv.tls.credentials import Credentials
 
 WINDOW = 1_000
 LANES_MAX = 64
@@ -92,9 +94,11 @@ Handler = Callable[[Call], Awaitable[Answer | Streamed]]
 class Forwarder:
     """One HTTP client for all leaders to come. Close it."""
 
-    def __init__(self, name: str, limits: Limits) -> None:
+    def __init__(self, name: str, limits: Limits, credentials: Credentials | None = None) -> None:
+        """`credentials`: for leaders with https URLs; by default what the system trusts."""
         self._name = name
         self._limits = limits
+        self._credentials = credentials
         self._lanes = Lanes(name)
         self._session: aiohttp.ClientSession | None = None
         self.count = 0  # of requests passed on, since the start
@@ -175,6 +179,7 @@ class Forwarder:
             headers=self._headers(call),
             allow_redirects=False,
             timeout=aiohttp.ClientTimeout(total=left_s),
+            ssl=self._tls(),
         ) as response:
             return _answer(response, await response.read())
 
@@ -187,6 +192,7 @@ class Forwarder:
             headers=self._headers(call),
             allow_redirects=False,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=call.timeout_s),
+            ssl=self._tls(),
         )
         try:
             response = await request.__aenter__()
@@ -216,6 +222,10 @@ class Forwarder:
                 skip_auto_headers=("User-Agent", "Accept-Encoding", "Content-Type"),
             )
         return self._session
+
+    def _tls(self) -> ssl.SSLContext | bool:
+        """Asked for each request: after a reload, connections under the old context are not used again."""
+        return self._credentials.client if self._credentials is not None else True
 
     def _headers(self, call: Call) -> dict[str, str]:
         headers = {name: call.headers[name] for name in HEADERS_PASSED if name in call.headers}

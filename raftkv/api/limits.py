@@ -57,6 +57,7 @@ class Limits:
     timeout_seconds: int = 5
     idempotency_key_bytes_max: int = 128
     idempotency_bytes_max: int = 256 << 20
+    tls_handshake_seconds_max: int = 5
     raft_handshake_seconds_max: int = 5
 
     def flag(self, name: str) -> str:
@@ -119,6 +120,14 @@ LIMITS: tuple[Limit, ...] = (
         1 << 40,
         "bytes",
         "Bytes of kept outcomes; beyond, keyed writes get 429 rather than a shorter promise.",
+    ),
+    Limit(
+        "tls_handshake_seconds_max",
+        5,
+        1,
+        60,
+        "seconds",
+        "For the TLS handshake on the API port, else closed.",
     ),
     Limit(
         "raft_handshake_seconds_max", 5, 1, 60, "seconds", "To authenticate on the raft port, else closed."

@@ -33,6 +33,7 @@ from raftkv.metrics import Metrics
 from raftkv.model import DEFAULT_CONTENT_TYPE
 from raftkv.service import KVService
 from raftkv.snapshot.codec import Manifest, encode_manifest
+from raftkv.tls.credentials import Security
 
 READY_TIMEOUT_S = 1.0  # what probes wait for by default
 OPERATIONS_MAX = 100  # of those that have ended, how many are remembered
@@ -49,24 +50,6 @@ except PackageNotFoundError:  # run from a checkout that is not installed
 
 
 # --- what is known ---------------------------------------------------------------------------------------
-
-
-async def status(call: Call) -> Answer:
-    service = call.service
-    known = service.consensus.status()
-    machine = service.machine
-    body = msgspec.to_builtins(known)
-    body |= {
-        "time": time.time(),
-        "alarms": msgspec.to_builtins(alarms(known, machine.bytes)),
-        "revision": machine.revision,
-        "keys": machine.keys,
-        "bytes": machine.bytes,
-        "version": VERSION,
-        "draining": service.retiring or known.draining,
-        "acknowledged_means": ACKNOWLEDGED_MEANS,
-    }
-    return json_answer(200, body)
 
 
 async def limits(call: Call) -> Answer:
@@ -234,14 +217,35 @@ def _octets(data: bytes, sha256: str) -> Answer:
 class NodeHandlers:
     """The handlers that need more than the call."""
 
-    def __init__(self, service: KVService, counted: Metrics, operations: Operations) -> None:
+    def __init__(
+        self, service: KVService, counted: Metrics, operations: Operations, security: Security
+    ) -> None:
         self._service = service
+        self._security = security
         self._metrics = counted
         self._operations = operations
         self._chunks_sent = 0
         counted.source(lambda: samples(service, VERSION))
         self._document = encode_json(document(VERSION))
         self._page = resources.files("raftkv.api").joinpath("static/docs.html").read_bytes()
+
+    async def status(self, call: Call) -> Answer:
+        service = self._service
+        known = service.consensus.status()
+        machine = service.machine
+        body = msgspec.to_builtins(known)
+        body |= {
+            "time": time.time(),
+            "alarms": msgspec.to_builtins(alarms(known, machine.bytes)),
+            "revision": machine.revision,
+            "keys": machine.keys,
+            "bytes": machine.bytes,
+            "version": VERSION,
+            "draining": service.retiring or known.draining,
+            "acknowledged_means": ACKNOWLEDGED_MEANS,
+            "security": self._security.status(),
+        }
+        return json_answer(200, body)
 
     async def list_snapshots(self, call: Call) -> Answer:
         manifests = [manifest_body(each) for each in await self._service.consensus.snapshots()]

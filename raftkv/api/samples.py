@@ -14,6 +14,7 @@ from raftkv.api.alarms import ALARMS, alarms
 from raftkv.metrics import Sample
 from raftkv.raft.status import ArchiveStatus, LogArchiveStatus, NodeStatus
 from raftkv.service import KVService
+from raftkv.tls.credentials import Security
 
 
 class HttpCounts(Protocol):
@@ -115,6 +116,23 @@ def http_samples(counts: HttpCounts) -> Iterable[Sample]:
     ]
     for name, help, value in counters:
         yield Sample(name, help, float(value), {}, counter=True)
+
+
+def tls_samples(security: Security) -> Iterable[Sample]:
+    for port in security.ports:
+        for each in port.certificates:
+            help = "Seconds until the certificate expires; below 0 it has."
+            yield Sample("tls_certificate_expiry_seconds", help, each.seconds_left(), {"use": each.use})
+    for port in security.ports:
+        help = "1 where the files on disk are wrong and the old ones serve."
+        yield Sample("tls_reload_failing", help, float(bool(port.problem)), {"port": port.use})
+    for port in security.ports:
+        at = {"port": port.use}
+        yield Sample("tls_reloads", "Certificates and keys read again.", port.reloads, at, counter=True)
+        yield Sample(
+            "tls_reload_failures", "Times that the files were wrong.", port.failures, at, counter=True
+        )
+        yield Sample("tls_handshakes_refused", "TLS handshakes that failed.", port.refused, at, counter=True)
 
 
 def _log_archive_samples(known: LogArchiveStatus) -> Iterable[Sample]:

@@ -4,6 +4,8 @@
         await client.put("hello", b"world")
         print((await client.get("hello")).value)
 
+Over TLS: `Client("https://10.0.0.1:8400", tls=tls_context(Path("ca.pem")))`.
+
 It finds the leader and follows redirects itself. It tries again what certainly was not applied, and what
 may have been applied only where that is harmless: reads, and writes under an idempotency key, which every
 write carries unless told otherwise. So an error's `outcome` can be believed.
@@ -36,6 +38,7 @@ from raftkv.client.answers import (
 from raftkv.client.asynchronous import DEFAULT_ENDPOINTS, Client, parse_endpoints
 from raftkv.client.bulk import LineResult
 from raftkv.client.synchronous import SyncClient
+from raftkv.tls.credentials import client_context as tls_context
 
 __all__ = [
     "DEFAULT_ENDPOINTS",
@@ -59,4 +62,5 @@ __all__ = [
     "Value",
     "Written",
     "parse_endpoints",
+    "tls_context",
 ]

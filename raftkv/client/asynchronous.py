@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
+import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from random import Random
@@ -73,13 +74,17 @@ class Client:
         idempotent: bool = True,
         headers: Mapping[str, str] | None = None,
         random: Random | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        """`tls`: for endpoints with https://, as `tls_context` makes it; by default the CAs that the system
+        trusts count, and no certificate is shown."""
         self.endpoints = parse_endpoints(endpoints)
         self.client_id = secrets.token_hex(8)
         self._timeout_s = _checked_timeout(timeout_s)
         self._idempotent = idempotent
         self._headers = dict(headers or {})
         self._random = random or Random()
+        self._tls = tls
         self._numbers = Numbers()
         self._number_freed = asyncio.Condition()
         self._leader: str | None = None
@@ -661,7 +666,9 @@ class Client:
         """`fresh`: each request on a connection of its own. A kept-alive one may have been closed by the
         node a moment ago, which for a write without a key would be an outcome unknown for nothing."""
         if fresh not in self._sessions:
-            connector = aiohttp.TCPConnector(limit=CONNECTIONS_MAX, force_close=fresh)
+            connector = aiohttp.TCPConnector(
+                limit=CONNECTIONS_MAX, force_close=fresh, ssl=True if self._tls is None else self._tls
+            )
             session = aiohttp.ClientSession(
                 connector=connector,
                 headers={"User-Agent": "raftkv-python", **self._headers},
@@ -706,15 +713,16 @@ def _link_tracing() -> aiohttp.TraceConfig:
 # --- parts of requests and answers ------------------------------------------------------------------------
 
 
-def parse_endpoints(endpoints: str | Iterable[str]) -> tuple[str, ...]:
-    """URLs, or bare HOST:PORT; one text may name several with commas. Raises ValueError."""
+def parse_endpoints(endpoints: str | Iterable[str], scheme: str = "http") -> tuple[str, ...]:
+    """URLs, or bare HOST:PORT, which get the scheme; one text may name several with commas. Raises
+    ValueError."""
     texts = endpoints.split(",") if isinstance(endpoints, str) else endpoints
     found = []
     for text in (text.strip() for text in texts):
-        url = text if "://" in text else f"http://{text}"
+        url = text if "://" in text else f"{scheme}://{text}"
         origin = origin_of(url)
         if origin is None or url.rstrip("/") != origin:
-            raise ValueError(f"{text!r} is no endpoint; allowed: http://HOST:PORT, several with commas")
+            raise ValueError(f"{text!r} is no endpoint; allowed: http(s)://HOST:PORT, several with commas")
         found.append(origin)
     if not found:
         raise ValueError("no endpoint; example: http://127.0.0.1:8400")

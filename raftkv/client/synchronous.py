@@ -7,6 +7,7 @@ fetch as they are consumed.
 from __future__ import annotations
 
 import asyncio
+import ssl
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -38,8 +39,9 @@ class SyncClient:
         timeout_s: float = DEFAULT_TIMEOUT_SECONDS,
         idempotent: bool = True,
         headers: Mapping[str, str] | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        self._client = Client(endpoints, timeout_s=timeout_s, idempotent=idempotent, headers=headers)
+        self._client = Client(endpoints, timeout_s=timeout_s, idempotent=idempotent, headers=headers, tls=tls)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="raftkv-client", daemon=True)
         self._thread.start()

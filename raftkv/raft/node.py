@@ -72,6 +72,7 @@ from raftkv.snapshot.loader import check, stored_chunk
 from raftkv.snapshot.ranges import Ranges
 from raftkv.snapshot.remote import RemoteStore
 from raftkv.snapshot.store import Store
+from raftkv.tls.credentials import Credentials
 
 log = logging.getLogger("raftkv.node")
 T = TypeVar("T")
@@ -113,8 +114,11 @@ class RaftNode:
         open_store: Callable[[Path], Store],
         on_fatal: Callable[[Fatal], None],
         remote: RemoteStore | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
+        """`credentials`: TLS between the members."""
         self._settings = settings
+        self._credentials = credentials
         self._remote = remote
         self._archiver: Archiver | None = None
         self._archive_lane = Lane("raftkv-archive")
@@ -185,6 +189,7 @@ class RaftNode:
                     on_called=self._on_called,
                 ),
                 limits=settings.transport,
+                credentials=self._credentials,
             )
         )
         self._transport.set_members(self._roster.members)

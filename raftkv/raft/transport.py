@@ -20,7 +20,11 @@ A peer that vanishes without a FIN is noticed by TCP_USER_TIMEOUT (`peer_timeout
 unacknowledged, or a window that stays shut, for that long end the connection. A peer that comes back is
 reached at once in most cases, since its own call here wakes this node's dialer.
 
-All callbacks run on the loop's thread. TLS is a matter of the two `ssl` arguments; the handshake stays.
+All callbacks run on the loop's thread.
+
+With `credentials` both ends speak TLS, show a certificate and verify the other's; the handshake goes on
+inside. Then a peer is who it says only if its certificate says so too: the name in its hello (or, called,
+the name that was dialed) has to be in there, as `tls.credentials.names_member` has it.
 """
 
 from __future__ import annotations
@@ -39,6 +43,7 @@ from importlib import metadata
 from types import TracebackType
 from typing import cast
 
+from raftkv.complaints import Complaints
 from raftkv.errors import ConfigError
 from raftkv.model import Member
 from raftkv.raft import messages
@@ -59,6 +64,8 @@ from raftkv.raft.handshake import (
     judge,
 )
 from raftkv.raft.messages import Message
+from raftkv.tls.credentials import PEER_SUFFIX, Credentials, names_member, peer_names
+from raftkv.tls.port import SHUTDOWN_S, SecurePort, open_port, reason_of
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +77,12 @@ _JOIN_BYTES_MAX = 64 * 1024
 # struct tcp_info in linux/tcp.h: tcpi_min_rtt, the least of the last five minutes, in microseconds.
 # The smoothed one would not do: links are one-way, so the receiver's delayed acknowledgements are in it.
 _TCP_MIN_ROUND_TRIP = struct.Struct("=148xI")
+# The first bytes of a TLS handshake, and of an alert in answer to one.
+_TLS_STARTS = (b"\x16\x03", b"\x15\x03")
+_SPEAKS_TLS = (
+    "the other end speaks TLS and this node's raft port does not: give --peer-tls-cert, --peer-tls-key and "
+    "--peer-tls-ca to both, or to neither"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +122,7 @@ class Transport:
         standing: Callable[[], Standing],
         callbacks: Callbacks,
         limits: Limits | None = None,
-        server_ssl: ssl.SSLContext | None = None,
-        client_ssl: ssl.SSLContext | None = None,
+        credentials: Credentials | None = None,
         randomness: random.Random | None = None,
     ) -> None:
         """`standing` is asked at each handshake, so that a node that forms or changes needs no restart."""
@@ -124,32 +136,43 @@ class Transport:
         self._standing = standing
         self._callbacks = callbacks
         self._limits = limits or Limits()
-        self._server_ssl = server_ssl
-        self._client_ssl = client_ssl
+        self._credentials = credentials
         self._random = randomness or random.Random()
         self._callers: dict[str, _Caller] = {}
         self._accepted: dict[str, _Accepted] = {}
         self._strangers: dict[_Accepted, None] = {}  # unauthenticated, oldest first
-        self._complaints = _Complaints()
+        self._complaints = Complaints(logger)
         self._encoded_message: Message | None = None
         self._encoded = b""
         self._tasks = asyncio.TaskGroup()
-        self._server: asyncio.Server | None = None
+        self._server: asyncio.Server | SecurePort | None = None
 
     # --- life ---
 
     async def __aenter__(self) -> Transport:
         """Raises ConfigError if the address can't be listened on."""
-        loop = asyncio.get_running_loop()
         host, port = self._listen
         try:
-            self._server = await loop.create_server(
-                lambda: _Accepted(self), host, port, ssl=self._server_ssl, backlog=1024
-            )
+            self._server = await self._open(host, port)
         except OSError as error:
             raise ConfigError(f"can't listen for raft peers on {host}:{port}: {error}") from error
         await self._tasks.__aenter__()
         return self
+
+    async def _open(self, host: str, port: int) -> asyncio.Server | SecurePort:
+        backlog = 1024
+        if self._credentials is None:
+            loop = asyncio.get_running_loop()
+            return await loop.create_server(lambda: _Accepted(self), host, port, backlog=backlog)
+        return open_port(
+            host,
+            port,
+            self._credentials,
+            lambda: _Accepted(self),
+            backlog=backlog,
+            handshake_seconds_max=self._limits.handshake_seconds_max,
+            room=lambda: self._limits.unauthenticated_connections_max,
+        )
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -174,6 +197,8 @@ class Transport:
     def address(self) -> tuple[str, int]:
         """Where it listens, the port resolved if it was 0."""
         assert self._server is not None
+        if isinstance(self._server, SecurePort):
+            return self._server.address
         host, port = self._server.sockets[0].getsockname()[:2]
         return host, port
 
@@ -240,6 +265,19 @@ class Transport:
     def _judge(self, hello: Hello) -> Refusal | None:
         return judge(hello, self._standing())
 
+    def _judge_certificate(self, transport: asyncio.Transport | None, name: str) -> Refusal | None:
+        """Whether who is at the other end may call itself so."""
+        if self._credentials is None:
+            return None
+        names = peer_names(transport.get_extra_info("ssl_object")) if transport is not None else ()
+        if names_member(names, name):
+            return None
+        return Refusal(
+            "wrong_certificate",
+            f"the certificate shown is not that of {name}: it names {', '.join(names) or 'nobody'}, allowed "
+            f"are {name} and {name}{PEER_SUFFIX}; give {name} a certificate of its own as --peer-tls-cert",
+        )
+
     def _introduce(self, peer: str) -> Hello:
         return self._standing().hello(target=peer, release=RELEASE)
 
@@ -276,20 +314,27 @@ class _Accepted(asyncio.Protocol):
         self._address = "?"
         self._closed = False
         self._opener: Opener | None = None
+        self._since = asyncio.get_running_loop().time()  # TLS, where it is spoken, is still to come
         self.peer: Hello | None = None
         self._handshake = Acceptor(
             secret=owner._secret,
             nonce=os.urandom(NONCE_BYTES),
             introduce=owner._introduce,
-            judge=owner._judge,
+            judge=self._judge,
         )
+
+    def _judge(self, hello: Hello) -> Refusal | None:
+        owner = self._owner
+        return owner._judge_certificate(self._transport, hello.name) or owner._judge(hello)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass of it
         self._address = _address_text(transport.get_extra_info("peername"))
         _tune(self._transport, self._owner._limits)
-        self._deadline = asyncio.get_running_loop().call_later(
-            self._owner._limits.handshake_seconds_max, self.reject, "no handshake within its deadline"
+        self._deadline = asyncio.get_running_loop().call_at(
+            self._since + self._owner._limits.handshake_seconds_max,
+            self.reject,
+            "no handshake within its deadline",
         )
         self._owner._stranger_came(self)
 
@@ -310,7 +355,7 @@ class _Accepted(asyncio.Protocol):
             events = self._handshake.feed(data)
         except HandshakeFailed as error:
             self._transport.write(error.reply)
-            self.reject(str(error))
+            self.reject(_SPEAKS_TLS if data.startswith(_TLS_STARTS) else str(error))
             return
         for event in events:
             match event:
@@ -389,6 +434,7 @@ class _Link(asyncio.Protocol):
     def __init__(self, owner: Transport, name: str) -> None:
         self._owner = owner
         self.transport: asyncio.Transport | None = None
+        self.beneath: asyncio.Transport | None = None  # what carries the TLS, where there is any
         self.sealer: Sealer | None = None
         loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[Established | Refused] = loop.create_future()
@@ -399,6 +445,7 @@ class _Link(asyncio.Protocol):
             hello=owner._introduce(name),
             judge=owner._judge,
         )
+        self._name = name
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -406,8 +453,17 @@ class _Link(asyncio.Protocol):
             self.transport.abort()
             return
         _tune(self.transport, self._owner._limits)
+        refusal = self._owner._judge_certificate(self.transport, self._name)
+        if refusal is not None:  # before it learns anything
+            self.end(f"this node refuses {self._name}: {refusal.reason}")
+            return
         self.transport.set_write_buffer_limits(high=self._owner._limits.backlog_bytes_max)
         self.transport.write(self._handshake.greeting)
+
+    def backlog_bytes(self) -> int:
+        """Accepted and not taken by the kernel yet."""
+        sizes = [each.get_write_buffer_size() for each in (self.transport, self.beneath) if each is not None]
+        return sum(sizes)
 
     def data_received(self, data: bytes) -> None:
         assert self.transport is not None
@@ -419,7 +475,7 @@ class _Link(asyncio.Protocol):
         try:
             events = self._handshake.feed(data)
         except HandshakeFailed as error:
-            self.end(str(error))
+            self.end(_SPEAKS_TLS if data.startswith(_TLS_STARTS) else str(error))
             return
         for event in events:
             match event:
@@ -434,10 +490,12 @@ class _Link(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         if self.ready.done():
             self.end(f"connection lost ({error or 'closed by the peer'})")
+        elif isinstance(error, ssl.SSLError):
+            self.end(reason_of(error))
         else:
             self.end(
-                "the peer closed the connection during the handshake: is its secret this node's, and is it "
-                "a raftkv raft port? Its log says more"
+                "the peer closed the connection during the handshake: is its secret this node's, is it a "
+                "raftkv raft port, and do both speak TLS or neither? Its log says more"
             )
 
     def end(self, reason: str) -> None:
@@ -491,18 +549,38 @@ class _Caller:
     async def _dial(self, link: _Link) -> Established | Refused | str:
         limits = self._owner._limits
         host, port = self._endpoint
+        credentials = self._owner._credentials
+        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(limits.connect_seconds_max):
-                await asyncio.get_running_loop().create_connection(
-                    lambda: link, host, port, ssl=self._owner._client_ssl
+                transport, _ = await loop.create_connection(
+                    lambda: link if credentials is None else asyncio.Protocol(), host, port
                 )
             async with asyncio.timeout(limits.handshake_seconds_max):
+                if credentials is not None:
+                    await self._secure(transport, link, credentials)
                 await asyncio.wait((link.ready, link.lost), return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError:
             return f"no answer from {self.address} in time"
+        except (ssl.SSLError, ConnectionError) as error:
+            return f"can't connect to {self.address}: {reason_of(error)}"
         except OSError as error:  # ssl.SSLError is one
             return f"can't connect to {self.address}: {error.strerror or error}"
         return link.ready.result() if link.ready.done() else link.lost.result()
+
+    async def _secure(self, transport: asyncio.Transport, link: _Link, credentials: Credentials) -> None:
+        """TLS on a connection that stands; its other end says nothing before it is spoken to."""
+        secured = await asyncio.get_running_loop().start_tls(
+            transport,
+            link,
+            credentials.client,
+            server_hostname=self._name,
+            ssl_handshake_timeout=self._owner._limits.handshake_seconds_max,
+            ssl_shutdown_timeout=SHUTDOWN_S,
+        )
+        assert secured is not None
+        link.beneath = transport
+        link.connection_made(secured)
 
     def _connected(self, link: _Link, peer: Hello) -> None:
         if link.lost.done():
@@ -550,7 +628,7 @@ class _Caller:
             return False
         if link.lost.done():
             return False
-        if link.transport.get_write_buffer_size() > self._owner._limits.backlog_bytes_max:
+        if link.backlog_bytes() > self._owner._limits.backlog_bytes_max:
             link.end("the peer takes its messages too slowly: cut for its backlog")
             return False
         header = link.sealer.seal(payload)
@@ -561,10 +639,7 @@ class _Caller:
         return True
 
     def backlog_bytes(self) -> int:
-        link = self.link
-        return (
-            link.transport.get_write_buffer_size() if link is not None and link.transport is not None else 0
-        )
+        return self.link.backlog_bytes() if self.link is not None else 0
 
     def judge_again(self) -> None:
         if self.link is not None and self._peer is not None:
@@ -578,29 +653,6 @@ class _Caller:
     def stop(self) -> None:
         if self.task is not None:
             self.task.cancel()
-
-
-class _Complaints:
-    """Warnings about connections, one a second about each source: a stranger must not fill the disk."""
-
-    SOURCES_MAX = 64  # in one second; what comes from more of them is only counted
-    PAUSE_SECONDS = 1.0
-
-    def __init__(self) -> None:
-        self._last: dict[str, float] = {}
-        self._suppressed = 0
-
-    def note(self, source: str, text: str, *arguments: object) -> None:
-        now = asyncio.get_running_loop().time()
-        if len(self._last) >= self.SOURCES_MAX:
-            self._last = {key: at for key, at in self._last.items() if now - at < self.PAUSE_SECONDS}
-        recent = now - self._last.get(source, float("-inf")) < self.PAUSE_SECONDS
-        if recent or len(self._last) >= self.SOURCES_MAX:
-            self._suppressed += 1
-            return
-        self._last[source] = now
-        logger.warning(text + " suppressed=%d", *arguments, self._suppressed)
-        self._suppressed = 0
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import ssl
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -18,6 +17,7 @@ from raftkv.raft.frames import Sealer
 from raftkv.raft.handshake import Dialer, Established, Hello, Refusal, Send, Standing
 from raftkv.raft.messages import Message
 from raftkv.raft.transport import RELEASE, Callbacks, Limits, Transport
+from raftkv.tls.credentials import Credentials
 
 SECRET = b"a secret of the cluster, 32 bytes"
 DEADLINE_SECONDS = 5.0
@@ -59,8 +59,7 @@ class Node:
     port: int = 0
     standing: Standing | None = None
     on_message: Callable[[str, Message], None] | None = None
-    server_ssl: ssl.SSLContext | None = None
-    client_ssl: ssl.SSLContext | None = None
+    credentials: Credentials | None = None
     messages: list[tuple[str, Message]] = field(default_factory=list)
     controls: list[tuple[str, Control]] = field(default_factory=list)
     links: list[str] = field(default_factory=list)  # "+n2" connected, "-n2" disconnected
@@ -80,8 +79,7 @@ class Node:
                 on_refused=lambda peer, refusal: self.refusals.append((peer.name, refusal)),
             ),
             limits=self.limits,
-            server_ssl=self.server_ssl,
-            client_ssl=self.client_ssl,
+            credentials=self.credentials,
         )
 
     def _standing(self) -> Standing:

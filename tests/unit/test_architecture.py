@@ -22,13 +22,15 @@ PARTS = {
     "model": {"errors"},
     "config": WORDS | {"api.limits"},  # which are values alone
     "metrics": WORDS,
+    "complaints": set[str](),
+    "tls": WORDS | {"complaints"},
     "kv": WORDS,
     "journal": WORDS | {"kv"},
     "snapshot": WORDS | {"kv", "journal.disk"},  # the one seam to a file system
-    "raft": WORDS | {"kv", "metrics"} | STORAGE,
+    "raft": WORDS | {"kv", "metrics", "complaints", "tls"} | STORAGE,
     "service": WORDS | {"kv", "metrics", "raft"} | STORAGE,
-    "api": WORDS | {"kv", "metrics", "raft", "service"} | STORAGE,
-    "client": WORDS,
+    "api": WORDS | {"kv", "metrics", "raft", "service", "tls"} | STORAGE,
+    "client": WORDS | {"tls"},
     "__main__": set(),
 }
 COMPOSITION_ROOTS = {"server"}
@@ -38,6 +40,7 @@ LIBRARIES = {
     "pysyncobj": ("raftkv.raft",),
     "aiohttp": ("raftkv.api", "raftkv.client", "cluster"),
     "rados": ("raftkv.snapshot.rados",),
+    "cryptography": ("raftkv.tls", "cluster.certs"),
     "click": ("cluster",),
     "rich": ("cluster",),
     "pickle": (),

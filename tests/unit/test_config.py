@@ -273,3 +273,32 @@ def test_sizes_take_binary_units() -> None:
     for text in ("0", "2GiB", "1MB", "1.5MiB", "-1", "", "9" * 30):
         with pytest.raises(ValueError, match="not a size"):
             parse(text)
+
+
+# --- TLS ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"tls_cert": "n1.pem"}, "--tls-cert and --tls-key go together"),
+        ({"tls_key": "n1.key"}, "--tls-cert and --tls-key go together"),
+        ({"tls_client_ca": "ca.pem"}, "--tls-client-ca needs --tls-cert"),
+        ({"peer_tls_cert": "n1.pem", "peer_tls_key": "n1.key"}, "all three, or none"),
+        ({"peer_tls_ca": "ca.pem"}, "all three, or none"),
+    ],
+)
+def test_half_of_tls_is_refused(given: dict[str, str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        configured(dict(given))
+
+
+def test_a_key_that_others_can_read_and_a_plain_url_are_warned_of(tmp_path: Path) -> None:
+    key = tmp_path / "n1.key"
+    key.write_text("key")
+    key.chmod(0o644)
+    config = configured({"tls_cert": str(tmp_path / "n1.pem"), "tls_key": str(key)})
+    assert [word for text in config.warnings for word in ("chmod 600", "https://") if word in text] == [
+        "chmod 600",
+        "https://",
+    ]

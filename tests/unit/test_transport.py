@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 import socket
-import ssl
-import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -362,38 +358,6 @@ def test_a_node_with_an_empty_disk_is_told_to_be_readmitted_over_the_wire(
     with caplog.at_level(logging.WARNING):
         run(loop, main())
     assert "the disk of n3 is empty" in caplog.text
-
-
-def test_the_port_speaks_tls_where_it_is_asked_to(
-    loop: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("makes its certificate with openssl")
-    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    request = "req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=raft -addext subjectAltName=IP:127.0.0.1"
-    subprocess.run(
-        [openssl, *request.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True
-    )
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(certificate, key)
-    client = ssl.create_default_context(cafile=str(certificate))
-
-    async def main() -> None:
-        async with (
-            Node("n1", server_ssl=server, client_ssl=client, limits=QUICK) as n1,
-            Node("n2", server_ssl=server, client_ssl=client, limits=QUICK) as n2,
-            Node("n3", limits=QUICK) as plain,
-        ):
-            introduce(n1, n2, plain)
-            await connected(n1, n2)
-            large = SnapshotPart("s", 1, 0, b"x" * 500_000)
-            n1.transport.send("n2", large)
-            await until(lambda: bool(n2.messages))
-            assert n2.messages == [("n1", large)]
-            assert not plain.transport.connected("n1")
-
-    run(loop, main())
 
 
 def _echo(sequence: int) -> bytes:

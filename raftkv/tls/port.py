@@ -1,0 +1,205 @@
+"""A listening socket that speaks TLS: accepts, shakes hands, and hands over what came through.
+
+asyncio's own server can do this but for two things that matter here: it keeps the context it began with, so
+that a reload would need a new socket, and it says nothing of handshakes that fail.
+
+Invariants:
+- A protocol's `connection_made` is called once its peer has passed the handshake, and never before.
+- Connections in the handshake are bounded by number and by a deadline from their acceptance on; beyond the
+  number the oldest goes, since those that mean it take milliseconds.
+- Whoever fails is closed, counted, and complained of with the reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+import ssl
+from collections.abc import Callable
+
+from raftkv.complaints import Complaints
+from raftkv.tls.credentials import Credentials
+
+log = logging.getLogger("raftkv.tls")
+
+ACCEPTS_MAX = 128  # at one turn of the loop, so that a flood leaves it time for others
+OUT_OF_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+OUT_OF_FILES_PAUSE_S = 1.0
+# A peer that is asked for its farewell and does not give it.
+SHUTDOWN_S = 2.0
+
+# What OpenSSL calls it -> what it is, and what to do.
+_REASONS = {
+    "HTTP_REQUEST": "plain HTTP on a port that speaks TLS: use https://",
+    "WRONG_VERSION_NUMBER": "plain text on a port that speaks TLS",
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "no certificate, and this port wants one",
+    "UNSUPPORTED_PROTOCOL": "a version of TLS below 1.2",
+    "VERSION_TOO_LOW": "a version of TLS below 1.2",
+    "TLSV1_ALERT_UNKNOWN_CA": "the other end does not trust the CA of this node's certificate",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "the other end finds this node's certificate expired",
+    "SSLV3_ALERT_BAD_CERTIFICATE": "the other end refuses this node's certificate",
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "the other end refuses this node's certificate",
+    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": "the other end refuses this node's certificate for this use",
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the other end wants a certificate, and this node has shown none",
+    "TLSV1_ALERT_PROTOCOL_VERSION": "the other end does not speak this version of TLS",
+}
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a handshake failed, or a connection ended, in words."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the certificate was refused: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        said = error.reason or str(error)
+        return _REASONS.get(said, f"TLS: {said.lower().replace('_', ' ')}")
+    if isinstance(
+        error, ConnectionAbortedError | TimeoutError
+    ):  # uvloop's and asyncio's word for the deadline
+        return "no TLS handshake within its deadline"
+    if isinstance(error, ConnectionError):
+        return "the other end hung up in the TLS handshake"
+    return str(error) or type(error).__name__
+
+
+class SecurePort:
+    """Made by `open_port`. Each connection is `make`'s protocol; that is called at acceptance.
+
+    `room`: how many connections in the handshake there may be now.
+    """
+
+    def __init__(
+        self,
+        listening: socket.socket,
+        credentials: Credentials,
+        make: Callable[[], asyncio.Protocol],
+        *,
+        handshake_seconds_max: float,
+        room: Callable[[], int],
+    ) -> None:
+        self._listening = listening
+        self._credentials = credentials
+        self._make = make
+        self._handshake_seconds_max = handshake_seconds_max
+        self._room = room
+        self._loop = asyncio.get_running_loop()
+        self._shaking: dict[asyncio.Task[None], str] = {}  # oldest first, with the address
+        self._complaints = Complaints(log)
+        self._resume: asyncio.TimerHandle | None = None
+        self._loop.add_reader(listening, self._accept)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, port = self._listening.getsockname()[:2]
+        return host, port
+
+    @property
+    def shaking(self) -> int:
+        """Connections whose handshake is not over."""
+        return len(self._shaking)
+
+    def close(self) -> None:
+        """Listens no more; handshakes end. Connections that came through are their protocols' own."""
+        if self._listening.fileno() < 0:
+            return
+        self._loop.remove_reader(self._listening)
+        if self._resume is not None:
+            self._resume.cancel()
+        self._listening.close()
+        for task in list(self._shaking):
+            task.cancel()
+
+    async def wait_closed(self) -> None:
+        if self._shaking:
+            await asyncio.wait(list(self._shaking))
+
+    def _accept(self) -> None:
+        for _ in range(ACCEPTS_MAX):
+            try:
+                connection, peer = self._listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in OUT_OF_FILES:
+                    raise
+                log.error("accept_failed use=%s reason=%r", self._credentials.use, error.strerror)
+                self._loop.remove_reader(self._listening)
+                self._resume = self._loop.call_later(
+                    OUT_OF_FILES_PAUSE_S, self._loop.add_reader, self._listening, self._accept
+                )
+                return
+            self._begin(connection, f"{peer[0]}:{peer[1]}")
+
+    def _begin(self, connection: socket.socket, address: str) -> None:
+        connection.setblocking(False)
+        if len(self._shaking) >= self._room():
+            oldest = next(iter(self._shaking), None)
+            if oldest is None:
+                self._refused(address, "too many connections are open")
+                connection.close()
+                return
+            self._refused(self._shaking.pop(oldest), "too many TLS handshakes at once; this is the oldest")
+            oldest.cancel()
+        task = self._loop.create_task(self._shake(connection, address))
+        self._shaking[task] = address
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._shaking.pop(task, None)
+
+    async def _shake(self, connection: socket.socket, address: str) -> None:
+        try:
+            await self._loop.connect_accepted_socket(
+                self._make,
+                connection,
+                ssl=self._credentials.server,
+                ssl_handshake_timeout=self._handshake_seconds_max,
+                ssl_shutdown_timeout=SHUTDOWN_S,
+            )
+        except OSError as error:  # ssl.SSLError is one, and so is the deadline
+            self._refused(address, reason_of(error))
+            connection.close()
+        except asyncio.CancelledError:
+            connection.close()
+            raise
+
+    def _refused(self, address: str, reason: str) -> None:
+        self._credentials.refused += 1
+        self._complaints.note(
+            address.rpartition(":")[0],
+            'tls_refused use=%s address=%s reason="%s"',
+            self._credentials.use,
+            address,
+            reason,
+        )
+
+
+def open_port(
+    host: str,
+    port: int,
+    credentials: Credentials,
+    make: Callable[[], asyncio.Protocol],
+    *,
+    backlog: int,
+    handshake_seconds_max: float,
+    room: Callable[[], int],
+) -> SecurePort:
+    """Listens at once, on the first address that the host name has. Raises OSError."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listening = socket.socket(family, kind, protocol)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listening.bind(address)
+        listening.listen(backlog)
+        listening.setblocking(False)
+        return SecurePort(
+            listening, credentials, make, handshake_seconds_max=handshake_seconds_max, room=room
+        )
+    except BaseException:
+        listening.close()
+        raise
