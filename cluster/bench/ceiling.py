@@ -1,11 +1,19 @@
-"""As fast as one Python process can answer: the node's protocol with nothing behind it.
+"""As fast as one Python process can answer in raftkv's words, when nothing stands behind the answer.
 
-    python -m cluster.bench.ceiling PORT VALUE_BYTES
+    python -m cluster.bench.ceiling protocol PORT VALUE_BYTES
+    python -m cluster.bench.ceiling parser PORT VALUE_BYTES
 
-The same loop (uvloop) and the same HTTP parser as a node's, answers of the same size with the same headers,
-but every one a constant: target, headers and body are taken in, as no server can do without, and not looked
-at; nothing is stored, no other process is asked. What raftkv reaches of this is what replication, journal and
-semantics leave.
+Both run in one process, on the same loop (uvloop) as a node, and give answers of the same size with the same
+headers; nothing is stored, no other process is asked.
+
+`protocol` is the node's own HTTP side, `raftkv.api`, as it is: every request is parsed, checked against the
+limits, given an id, timed and answered by the code of a node. Only what it asks is a constant: each key has
+one value, each write succeeds at once. What raftkv reaches of this is what replication, journal and state
+machine leave.
+
+`parser` is the least that Python needs to answer HTTP at all: `httptools`, a parser in C, takes target,
+headers and body in, and nobody looks at them. What raftkv's protocol reaches of that is what its checks and
+headers cost, on top of having no C of its own.
 """
 
 from __future__ import annotations
@@ -13,10 +21,22 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from typing import cast
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httptools
 import uvloop
+
+from raftkv.api.app import start_api
+from raftkv.api.limits import Limits
+from raftkv.kv import collector, record
+from raftkv.kv.command import Command
+from raftkv.model import DEFAULT_CONTENT_TYPE, Applied, Written
+from raftkv.raft.status import Leadership
+from raftkv.service import Freshness, KVService
+
+REVISION = 123456
 
 COMMON = (
     "Date: Mon, 23 Nov 2026 17:45:32 GMT\r\n"
@@ -75,15 +95,44 @@ class Constant(asyncio.Protocol):
         self._transport.write(self._read if self._parser.get_method() == b"GET" else WRITTEN)
 
 
-async def serve(port: int, value_bytes: int) -> None:
+class ConstantService:
+    """What the protocol asks of a `KVService`, answered without a look at the question."""
+
+    name = "n1"
+    leads = True
+    draining = False
+    leadership = Leadership("leader", 1, "n1", "http://127.0.0.1:8400")
+
+    def __init__(self, value_bytes: int) -> None:
+        found = record.pack(1, REVISION, 1, DEFAULT_CONTENT_TYPE, b"x" * value_bytes)
+        self.machine = SimpleNamespace(revision=REVISION, lookup=lambda key: found)
+        self._applied = Applied(REVISION, Written(REVISION, False))
+
+    def reach_soon(self, freshness: Freshness, done: Callable[[Any], None], *, timeout_s: float) -> bool:
+        return True
+
+    def write_soon(
+        self, command: Command, done: Callable[[Any], None], *, timeout_s: float, size_bytes: int
+    ) -> None:
+        done(self._applied)
+
+
+async def serve(kind: str, port: int, value_bytes: int) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
-    read = read_answer(value_bytes)
-    server = await loop.create_server(lambda: Constant(read), "127.0.0.1", port, backlog=1024)
-    await stop.wait()
-    server.close()
+    if kind == "protocol":
+        service = cast(KVService, ConstantService(value_bytes))
+        api = await start_api(service, host="127.0.0.1", port=port, limits=Limits())
+        collector.settle()  # as a node does
+        await stop.wait()
+        await api.close()
+    else:
+        read = read_answer(value_bytes)
+        server = await loop.create_server(lambda: Constant(read), "127.0.0.1", port, backlog=1024)
+        await stop.wait()
+        server.close()
 
 
 if __name__ == "__main__":
-    uvloop.run(serve(int(sys.argv[1]), int(sys.argv[2])))
+    uvloop.run(serve(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))

@@ -204,9 +204,10 @@ class WithChildren(System):
 
 class Ceiling(WithChildren):
     name = "ceiling"
-    about = "one process that answers a constant in raftkv's words"
-    operations = ("put", "get")
+    about = "raftkv's own protocol in one process, every answer a constant"
+    operations = ("put", "get", "stale")
     stores = False
+    kind = "protocol"
 
     def missing(self) -> str | None:
         return wrk_missing()
@@ -223,7 +224,7 @@ class Ceiling(WithChildren):
         self.address = f"127.0.0.1:{port}"
         self._children.start(
             "ceiling",
-            [sys.executable, "-m", "cluster.bench.ceiling", str(port), str(size)],
+            [sys.executable, "-m", "cluster.bench.ceiling", self.kind, str(port), str(size)],
             env={"PYTHONPATH": str(ROOT)},
         )
         self._children.wait_until(lambda: listens(port), "listening")
@@ -238,6 +239,12 @@ class Ceiling(WithChildren):
 
     def fetch(self, number: int) -> str | None:
         return None
+
+
+class ParserCeiling(Ceiling):
+    name = "parser-ceiling"
+    about = "a bare httptools parser in one process, every answer a constant, nothing looked at"
+    kind = "parser"
 
 
 class Etcd(WithChildren):
@@ -460,5 +467,8 @@ class PlainPySyncObj(WithChildren):
 
 SYSTEMS: dict[str, type[System]] = {
     each.name: each
-    for each in (Raftkv, EtcdGateway, EtcdGrpc, Redis, PlainPySyncObj, Ceiling, RaftkvInMemory)
+    for each in (
+        *(Raftkv, EtcdGateway, EtcdGrpc, Redis, PlainPySyncObj),
+        *(Ceiling, ParserCeiling, RaftkvInMemory),
+    )
 }

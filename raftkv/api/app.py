@@ -54,7 +54,7 @@ from raftkv.api.wire import (
     split_target,
 )
 from raftkv.errors import BadRequest, Draining, NotLeader, RaftkvError
-from raftkv.metrics import Metrics
+from raftkv.metrics import Metrics, RequestTimes
 from raftkv.service import KVService
 from raftkv.tls.credentials import Credentials, Security
 from raftkv.tls.port import SecurePort, open_port
@@ -103,6 +103,7 @@ class ApiServer:
         self.hot: set[HotConnection] = set()
         self.blocks = Blocks(limits)
         self.queries = Queries(limits)
+        self.key_times = KeyTimes(self.metrics)
         self._flushes: list[HotConnection] = []
         self._relays: set[asyncio.Task[None]] = set()
         self._look_handle: asyncio.TimerHandle | None = None
@@ -119,7 +120,7 @@ class ApiServer:
         self._listeners: list[tuple[asyncio.Server | SecurePort, Listener]] = []
         self._id_prefix = secrets.token_hex(6)
         self._ids = itertools.count(1)
-        self._common: tuple[object, ...] = ()
+        self._told: tuple[int, object, int] = (-1, None, 0)  # what is in the text below
         self._common_text = ""
         self._date: tuple[int, str] = (-1, "")
 
@@ -298,7 +299,7 @@ class ApiServer:
 
     def request_ended(self, count: int) -> None:
         self.requests_in_flight -= count
-        if not self.requests_in_flight:
+        if self.closing and not self.requests_in_flight:
             self._idle.set()
 
     # --- the hot path's needs ----------------------------------------------------------------------
@@ -345,7 +346,7 @@ class ApiServer:
             turn.method,
             turn.target,
             turn.rest,
-            dict(turn.query),
+            dict(turn.query.values),
             headers,
             body,
             turn.request_id,
@@ -390,9 +391,8 @@ class ApiServer:
         leadership = self.service.leadership
         revision = self.service.machine.revision
         second = int(time.time())
-        now = (revision, leadership, second)
-        if now != self._common:
-            self._common = now
+        if revision != self._told[0] or leadership is not self._told[1] or second != self._told[2]:
+            self._told = (revision, leadership, second)
             if second != self._date[0]:
                 self._date = (second, http_date(second))
             leader = f"Raftkv-Leader: {leadership.leader_url}\r\n" if leadership.leader_url else ""
@@ -427,6 +427,17 @@ class ApiServer:
             request_id,
             effect == "write",
         )
+
+
+class KeyTimes(dict[str, RequestTimes]):
+    """What the metrics have of one key's requests, by method."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def __missing__(self, method: str) -> RequestTimes:
+        times = self[method] = self._metrics.times(KEY_TEMPLATE, method)
+        return times
 
 
 class Listener:

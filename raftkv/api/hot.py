@@ -23,8 +23,11 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import deque
+from collections.abc import Callable, Mapping
 from time import monotonic
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
+
+import msgspec
 
 from raftkv.api.errors import KeyNotFound, refusal
 from raftkv.api.handlers import result_answer
@@ -57,9 +60,11 @@ from raftkv.api.wire import (
 from raftkv.errors import NotLeader, RaftkvError
 from raftkv.kv import record
 from raftkv.kv.command import Delete, Put
-from raftkv.metrics import Metrics
+from raftkv.metrics import RequestTimes
 from raftkv.model import Applied, Deleted, Written
 from raftkv.service import LINEARIZABLE, Freshness, KVService, keyed
+
+T = TypeVar("T")
 
 # Enough for a client that pipelines to keep a batch full; little enough that one connection is no crowd.
 TURNS_MAX = 64
@@ -81,8 +86,6 @@ _HOST = re.compile(rb"[A-Za-z0-9._-]+(?::[0-9]{1,5})?")
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,8}")
 _PARAMETERS = {method: BY_TEMPLATE[KEY_TEMPLATE][method].by_name for method in ("GET", "PUT", "DELETE")}
 
-_NO_VALUES: dict[str, Any] = {}
-
 # A header of which any value needs the cold path.
 _NOT_PLAIN = frozenset(
     {b"transfer-encoding", b"expect", b"upgrade", b"content-encoding", b"trailer", b"te", b"http2-settings"}
@@ -90,21 +93,40 @@ _NOT_PLAIN = frozenset(
 
 
 class Head:
-    """A plain header block: what the service reads of it, and the length of the body."""
+    """A plain header block: the length of the body, and what the headers mean to a read and to a write; None
+    where they mean nothing that is allowed, which is for the cold path to say."""
 
-    __slots__ = ("_read_conditions", "headers", "length", "request_id")
+    __slots__ = (
+        "content_type",
+        "headers",
+        "idempotency_key",
+        "length",
+        "read_conditions",
+        "request_id",
+        "write_condition",
+        "writes",
+    )
 
-    def __init__(self, headers: dict[str, str], length: int, request_id: str | None) -> None:
+    def __init__(self, headers: dict[str, str], length: int, request_id: str | None, limits: Limits) -> None:
         self.headers = headers
         self.length = length
         self.request_id = request_id
-        self._read_conditions: ReadConditions | None = None
+        self.read_conditions: ReadConditions | None = _or_none(lambda: read_conditions(headers))
+        self.content_type: str | None = _or_none(
+            lambda: stored_content_type(headers.get("Content-Type"), "header Content-Type", limits)
+        )
+        condition = _or_none(lambda: write_conditions(headers, {}))
+        self.write_condition = None if condition is None else condition.condition
+        self.idempotency_key = _or_none(lambda: idempotency_key_of(headers))
+        refused = self.idempotency_key is None and "Idempotency-Key" in headers
+        self.writes = condition is not None and not refused
 
-    def read_conditions(self) -> ReadConditions:
-        """Parsed once. Raises BadRequest."""
-        if self._read_conditions is None:
-            self._read_conditions = read_conditions(self.headers)
-        return self._read_conditions
+
+def _or_none(parse: Callable[[], T]) -> T | None:
+    try:
+        return parse()
+    except RaftkvError:
+        return None
 
 
 def parse_block(block: bytes, limits: Limits) -> Head | None:
@@ -141,7 +163,7 @@ def parse_block(block: bytes, limits: Limits) -> Head | None:
         return None
     if "," in headers.get("If-Match", ""):
         return None  # several revisions: the key is read before it is written
-    return Head(headers, length or 0, request_id)
+    return Head(headers, length or 0, request_id, limits)
 
 
 class Blocks:
@@ -154,12 +176,11 @@ class Blocks:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._known: dict[bytes, Head | None] = {}
+        self.find = self._known.get  # None: not known, or not plain
 
     def head(self, block: bytes) -> Head | None:
-        try:
+        if block in self._known:
             return self._known[block]
-        except KeyError:
-            pass
         head = parse_block(block, self._limits)
         once = head is not None and (head.request_id is not None or "Idempotency-Key" in head.headers)
         if not once and len(block) <= self.BLOCK_BYTES_MAX:
@@ -169,30 +190,47 @@ class Blocks:
         return head
 
 
+class Query:
+    """A parsed query, and what it means. Nobody changes it."""
+
+    __slots__ = ("contradicts", "freshness", "json", "prev", "said", "timeout_s", "values")
+
+    def __init__(self, values: dict[str, Any], limits: Limits) -> None:
+        self.values = values
+        self.timeout_s: float = values.get("timeout", limits.timeout_seconds)
+        self.prev: bool = values.get("prev", False)  # of a write, as it asks for the value before
+        self.json = values.get("format") == "json"  # of a read, as what follows
+        self.freshness = Freshness(
+            values.get("consistency", LINEARIZABLE.consistency),
+            values.get("min_revision"),
+            values.get("max_staleness_ms"),
+        )
+        stale = self.freshness.consistency == "stale"
+        self.contradicts = self.freshness.max_staleness_ms is not None and not stale
+        self.said = f"Raftkv-Consistency: {self.freshness.consistency}\r\n"
+
+
 class Queries:
-    """Parsed queries by their bytes: the same few come again and again. Nobody changes what they hold."""
+    """Parsed queries by their bytes: the same few come again and again."""
 
     QUERIES_MAX = 1024
     QUERY_BYTES_MAX = 128
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._known: dict[tuple[str, bytes], dict[str, Any]] = {}
+        self._known: dict[tuple[str, bytes], Query] = {}
+        self.none = Query({}, limits)
 
-    def values(self, method: str, query: bytes | None) -> dict[str, Any]:
+    def query(self, method: str, query: bytes) -> Query:
         """Raises BadRequest."""
-        if not query:
-            return _NO_VALUES
-        try:
-            return self._known[method, query]
-        except KeyError:
-            pass
-        values = parse_query(query, _PARAMETERS[method], self._limits)
-        if len(query) <= self.QUERY_BYTES_MAX:
-            if len(self._known) >= self.QUERIES_MAX:
-                self._known.clear()
-            self._known[method, query] = values
-        return values
+        found = self._known.get((method, query))
+        if found is None:
+            found = Query(parse_query(query, _PARAMETERS[method], self._limits), self._limits)
+            if len(query) <= self.QUERY_BYTES_MAX:
+                if len(self._known) >= self.QUERIES_MAX:
+                    self._known.clear()
+                self._known[method, query] = found
+        return found
 
 
 class Server(Protocol):
@@ -209,7 +247,11 @@ class Server(Protocol):
     queries: Queries
     route: str
     hot: set[HotConnection]
-    metrics: Metrics
+
+    @property
+    def key_times(self) -> Mapping[str, RequestTimes]:
+        """By method."""
+        ...
 
     def common_headers(self) -> str: ...
     def new_request_id(self) -> str: ...
@@ -226,58 +268,40 @@ class Cold(Protocol):
     def cold(self) -> asyncio.Protocol: ...
 
 
-class Turn:
-    """One request that was taken, until its answer was written. `status` is 0 until there is one."""
+class Turn(msgspec.Struct, eq=False, gc=False):
+    """One request that was taken, until its answer was written. `status` is 0 until there is one.
 
-    __slots__ = (
-        "answer_body",
-        "began",
-        "close",
-        "conditions",
-        "connection",
-        "extra",
-        "fields",
-        "freshness",
-        "headers",
-        "key",
-        "method",
-        "query",
-        "request_id",
-        "rest",
-        "status",
-        "target",
-        "value",
-    )
-    answer_body: bytes
-    fields: str  # header lines of the answer that are its own
-    conditions: ReadConditions  # of a read
-    freshness: Freshness  # of a read
+    A struct that the collector does not look at: one is made for each request. Nothing it holds leads back
+    to it but its connection's turns, which end with the connection.
+    """
+
+    connection: HotConnection
+    method: str
+    line: re.Match[bytes]  # the request line
+    key: bytes
+    query: Query
+    head: Head
+    request_id: str
+    began: float
     value: bytes  # of a write
+    extra: str  # header lines of the answer that come before its own
+    status: int = 0
+    fields: str = ""  # header lines of the answer, but for those of every answer
+    answer_body: bytes = b""
+    close: bool = False
 
-    def __init__(
-        self,
-        connection: HotConnection,
-        method: str,
-        target: bytes,
-        rest: bytes,
-        key: bytes,
-        query: dict[str, Any],
-        headers: dict[str, str],
-        request_id: str,
-        began: float,
-    ) -> None:
-        self.connection = connection
-        self.method = method
-        self.target = target
-        self.rest = rest
-        self.key = key
-        self.query = query
-        self.headers = headers
-        self.request_id = request_id
-        self.began = began
-        self.extra = f"Request-Id: {request_id}\r\n"
-        self.status = 0
-        self.close = False
+    @property
+    def headers(self) -> dict[str, str]:
+        return self.head.headers
+
+    @property
+    def target(self) -> bytes:
+        return self.line[2]
+
+    @property
+    def rest(self) -> bytes:
+        """Of the path, behind `/v1/kv/`."""
+        return self.line[3]
 
     # --- reading -----------------------------------------------------------------------------------
 
@@ -295,23 +319,27 @@ class Turn:
 
     def _read(self) -> None:
         machine = self.connection.service.machine
-        if self.freshness.consistency == "stale":
+        query = self.query
+        if query.freshness.consistency == "stale":
             self.extra += f"Raftkv-Applied-Revision: {machine.revision}\r\n"
         found = machine.lookup(self.key)
         if found is None:
             raise KeyNotFound(f"no key {shown(self.key)} at revision {machine.revision}")
-        revision = record.mod_revision(found)
-        conditions = self.conditions
-        if conditions is not NO_READ_CONDITIONS and conditions.is_not_modified(revision):
-            self.answer(Answer(304, headers=(("ETag", f'"{revision}"'), ("Cache-Control", "no-cache"))))
-        elif self.query.get("format") == "json":
-            item = record.item(self.key, found)
-            self.answer(json_answer(200, envelope(item), ("ETag", f'"{revision}"')))
-        elif record.has_default_type(found):
-            value = record.value(found)
+        conditions = self.head.read_conditions
+        plain = record.revision_and_value(found)
+        if plain is not None and conditions is NO_READ_CONDITIONS and not query.json:
+            revision, value = plain
             self._settle(200, value_fields(len(value), revision), value)
+            return
+        item = record.item(self.key, found)
+        assert conditions is not None
+        if conditions.is_not_modified(item.mod_revision):
+            etag = f'"{item.mod_revision}"'
+            self.answer(Answer(304, headers=(("ETag", etag), ("Cache-Control", "no-cache"))))
+        elif query.json:
+            self.answer(json_answer(200, envelope(item), ("ETag", f'"{item.mod_revision}"')))
         else:
-            self.answer(item_answer(record.item(self.key, found)))
+            self.answer(item_answer(item))
 
     # --- writing -----------------------------------------------------------------------------------
 
@@ -323,7 +351,7 @@ class Turn:
             if outcome.replayed:
                 self.extra += "Raftkv-Replayed: true\r\n"
             result = outcome.result
-            if isinstance(result, Written) and "prev" not in self.query:
+            if type(result) is Written and not self.query.prev:
                 body = written_body(result.revision)
                 fields = written_fields(len(body), result.revision)
                 self._settle(201 if result.created else 200, fields, body)
@@ -334,7 +362,7 @@ class Turn:
                 return
             assert isinstance(result, Written | Deleted)
             status = 201 if isinstance(result, Written) and result.created else 200
-            self.answer(result_answer(status, result, prev=self.query.get("prev", False)))
+            self.answer(result_answer(status, result, prev=self.query.prev))
         except Exception as bug:  # noqa: BLE001  # the edge, as above
             self.fail(bug)
 
@@ -364,8 +392,9 @@ class Turn:
 
     def _settle(self, status: int, fields: str, body: bytes) -> None:
         self.status = status
-        self.fields = self.extra + fields
-        self.answer_body = b"" if self.method == "HEAD" or status == 304 else body
+        self.fields = f"Request-Id: {self.request_id}\r\n{self.extra}{fields}"
+        if self.method != "HEAD" and status != 304:
+            self.answer_body = body
         self.connection.answered()
 
 
@@ -373,6 +402,7 @@ class HotConnection(asyncio.Protocol):
     __slots__ = (
         "_active_at",
         "_blocked",
+        "_find_head",
         "_flush_is_due",
         "_half_closed",
         "_head_bytes_max",
@@ -399,6 +429,7 @@ class HotConnection(asyncio.Protocol):
         self.service = server.service
         self._listener = listener
         self._loop = loop
+        self._find_head = server.blocks.find
         self._transport: asyncio.Transport
         self._turns: deque[Turn] = deque()
         self._held: list[bytes] = []  # of requests that were not taken yet
@@ -545,7 +576,8 @@ class HotConnection(asyncio.Protocol):
         block_end = data.find(b"\r\n\r\n", block_at - 2)
         if block_end < 0:
             return self._unfinished(data, at, plain=True)
-        head = self.server.blocks.head(data[block_at : block_end + 2])
+        block = data[block_at : block_end + 2]
+        head = self._find_head(block) or self.server.blocks.head(block)
         if head is None:
             self._leaving = True
             return 0
@@ -557,11 +589,11 @@ class HotConnection(asyncio.Protocol):
         if at + size > len(data):
             self._wanted_bytes = size
             return 0
-        method, target, rest, query = line.groups()
-        if method == b"PUT" or method == b"DELETE":
-            started = self._write(method, target, rest, query, head, data[body_at : at + size])
+        method = line[1]
+        if method == b"GET" or method == b"HEAD":
+            started = self._read(method.decode(), line, head)
         else:
-            started = self._read(method, target, rest, query, head)
+            started = self._write(method.decode(), line, head, data[body_at : at + size])
         return size if started else 0
 
     def _unfinished(self, data: bytes, at: int, *, plain: bool) -> int:
@@ -573,42 +605,26 @@ class HotConnection(asyncio.Protocol):
         self._wanted_bytes = 0
         return 0
 
-    def _read(self, method: bytes, target: bytes, rest: bytes, query: bytes | None, head: Head) -> bool:
+    def _read(self, method: str, line: re.Match[bytes], head: Head) -> bool:
         """False: it has to wait, or is not plain."""
-        turns, server, service = self._turns, self.server, self.service
+        turns, service = self._turns, self.service
         if turns and turns[0].writes:
             self._block()
             return False
-        limits = server.limits
         try:
-            values = server.queries.values("GET", query)
-            key = check_key(decoded(rest, "path: key"), "path: key", limits)
-            conditions = head.read_conditions()
+            query = self._query("GET", line[4])
+            key = self._key(line[3])
         except RaftkvError:
             self._leaving = True
             return False
-        freshness = LINEARIZABLE
-        if values:
-            freshness = Freshness(
-                values.get("consistency", "linearizable"),
-                values.get("min_revision"),
-                values.get("max_staleness_ms"),
-            )
-            ahead = freshness.min_revision is not None and freshness.min_revision > service.machine.revision
-            contradicts = freshness.max_staleness_ms is not None and freshness.consistency != "stale"
-            if ahead or contradicts:
-                self._leaving = True
-                return False
-        if head.length:
+        freshness = query.freshness
+        ahead = freshness.min_revision is not None and freshness.min_revision > service.machine.revision
+        if ahead or query.contradicts or head.length or head.read_conditions is None:
             self._leaving = True
             return False
-        turn = self._turn(method.decode(), target, rest, key, values, head)
-        turn.conditions = conditions
-        turn.freshness = freshness
-        turn.extra += f"Raftkv-Consistency: {freshness.consistency}\r\n"
+        turn = self._turn(method, line, key, query, head, b"", query.said)
         try:
-            timeout_s: float = values.get("timeout", limits.timeout_seconds)
-            if service.reach_soon(freshness, turn.reached, timeout_s=timeout_s):
+            if service.reach_soon(freshness, turn.reached, timeout_s=query.timeout_s):
                 turn.reached(None)
         except RaftkvError as error:
             turn.refuse(error)
@@ -616,58 +632,72 @@ class HotConnection(asyncio.Protocol):
             turn.fail(bug)
         return True
 
-    def _write(
-        self, method: bytes, target: bytes, rest: bytes, query: bytes | None, head: Head, value: bytes
-    ) -> bool:
+    def _write(self, method: str, line: re.Match[bytes], head: Head, value: bytes) -> bool:
         """As `_read`."""
-        turns, server, service = self._turns, self.server, self.service
+        turns, service = self._turns, self.service
         if turns and not turns[0].writes:
             self._block()
             return False
-        limits = server.limits
-        headers = head.headers
         try:
-            name = method.decode()
-            values = server.queries.values(name, query)
-            key = check_key(decoded(rest, "path: key"), "path: key", limits)
-            condition = write_conditions(headers, values).condition
-            prev = values.get("prev", False)
-            command: Put | Delete
-            if name == "PUT":
-                kind = stored_content_type(headers.get("Content-Type"), "header Content-Type", limits)
-                command = Put(key, value, kind, condition, prev)
-            else:
-                command = Delete(key, condition, prev)
-            idempotency_key = idempotency_key_of(headers)
+            query = self._query(method, line[4])
+            key = self._key(line[3])
+            condition = head.write_condition
+            if query.values:
+                condition = write_conditions(head.headers, query.values).condition
         except RaftkvError:
             self._leaving = True
             return False
-        if len(value) > (limits.value_bytes_max if name == "PUT" else 0):
+        command: Put | Delete
+        if method == "PUT":
+            kind, length_max = head.content_type, self.server.limits.value_bytes_max
+            command = Put(key, value, kind or "", condition, query.prev)
+        else:
+            kind, length_max = "", 0
+            command = Delete(key, condition, query.prev)
+        if not head.writes or kind is None or len(value) > length_max:
             self._leaving = True
             return False
-        if not service.leads and route_of(headers, server.route) == "forward":
+        if not service.leads and route_of(head.headers, self.server.route) == "forward":
             self._leaving = True  # to be passed on, or refused as it was before
             return False
-        if idempotency_key is not None:
-            command = keyed(command, idempotency_key)
-        turn = self._turn(name, target, rest, key, values, head)
-        turn.value = value
+        if head.idempotency_key is not None:
+            command = keyed(command, head.idempotency_key)
+        turn = self._turn(method, line, key, query, head, value, "")
         try:
-            timeout_s: float = values.get("timeout", limits.timeout_seconds)
-            service.write_soon(command, turn.applied, timeout_s=timeout_s, size_bytes=len(value))
+            service.write_soon(command, turn.applied, timeout_s=query.timeout_s, size_bytes=len(value))
         except RaftkvError as error:
             turn.refuse(error)
         except Exception as bug:  # noqa: BLE001  # the edge: whatever it is, the client is told
             turn.fail(bug)
         return True
 
+    def _query(self, method: str, query: bytes | None) -> Query:
+        """Raises BadRequest."""
+        queries = self.server.queries
+        return queries.query(method, query) if query else queries.none
+
+    def _key(self, rest: bytes) -> bytes:
+        """Raises BadRequest, KeyTooLarge."""
+        limits = self.server.limits
+        if b"%" in rest or len(rest) > limits.key_bytes_max:
+            return check_key(decoded(rest, "path: key"), "path: key", limits)
+        return rest  # the request line's expression takes one byte and more, and ASCII alone
+
     def _turn(
-        self, method: str, target: bytes, rest: bytes, key: bytes, query: dict[str, Any], head: Head
+        self,
+        method: str,
+        line: re.Match[bytes],
+        key: bytes,
+        query: Query,
+        head: Head,
+        value: bytes,
+        extra: str,
     ) -> Turn:
-        request_id = head.request_id or self.server.new_request_id()
-        turn = Turn(self, method, target, rest, key, query, head.headers, request_id, self._active_at)
+        server = self.server
+        request_id = head.request_id or server.new_request_id()
+        turn = Turn(self, method, line, key, query, head, request_id, self._active_at, value, extra)
         self._turns.append(turn)
-        self.server.requests_in_flight += 1
+        server.requests_in_flight += 1
         return turn
 
     def _block(self) -> None:
@@ -696,23 +726,22 @@ class HotConnection(asyncio.Protocol):
         """Writes the answers that are ready and in turn."""
         self._flush_is_due = False
         server, turns = self.server, self._turns
-        times = server.metrics.times
-        now = monotonic()
+        times, now = server.key_times, monotonic()
         while turns and turns[0].status and not self._writing_paused and not self._over:
             common = server.common_headers()
+            ended = server.closing or (self._half_closed and not self._held)
             out: list[bytes] = []
             size = count = 0
             last = False
-            while turns and turns[0].status and not last and size < JOINED_BYTES_MAX:
+            while turns and (status := turns[0].status) and not last and size < JOINED_BYTES_MAX:
                 turn = turns.popleft()
                 count += 1
-                ended = server.closing or (self._half_closed and not self._held)
                 last = turn.close or (ended and not turns)
                 ending = "Connection: close\r\n\r\n" if last else "\r\n"
-                head = f"{STATUS_LINES[turn.status]}{common}{turn.fields}{ending}"
+                head = f"{STATUS_LINES[status]}{common}{turn.fields}{ending}"
                 out += (head.encode("utf-8", "surrogateescape"), turn.answer_body)
                 size += len(turn.answer_body)
-                times(KEY_TEMPLATE, turn.method).add(turn.status, now - turn.began)
+                times[turn.method].add(status, now - turn.began)
             server.request_ended(count)
             joined = b"".join(out)
             server.bytes_sent += len(joined)

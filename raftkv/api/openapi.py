@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from raftkv.api.errors import PROBLEM, TABLE, Status
-from raftkv.api.routes import BY_QUERY, EVERYWHERE, ROUTES, STORE_TEMPLATE, Route
-from raftkv.api.wire import INTEGER_MAX, Parameter
+from raftkv.api.routes import BY_QUERY, CONSISTENCY, EVERYWHERE, ROUTES, STORE_TEMPLATE, Route
+from raftkv.api.shapes import ANSWERS, BODIES, LINES, PROBLEM_DETAILS, SCHEMAS, TEXT
+from raftkv.api.wire import INTEGER_MAX, JSON, NDJSON, Parameter
 
 COMMON_HEADERS = {
     "Raftkv-Revision": "The store's revision on this node as it answered.",
@@ -17,6 +18,19 @@ COMMON_HEADERS = {
     "Raftkv-Leader": "The leader's client URL, where known.",
     "Raftkv-Term": "The raft term on this node.",
     "Request-Id": "The request's own, or one that was made.",
+}
+# Of single answers; `headers_of` says of which.
+ANSWER_HEADERS = {
+    "Allow": "The methods that the route takes.",
+    "Cache-Control": "no-store for health, no-cache for values: ask again each time.",
+    "ETag": "The key's mod_revision in quotes; of a part of a snapshot, its sha256.",
+    "Location": "Where to send the request, or where to ask how far it is.",
+    "Raftkv-Applied-Revision": "Of a stale read: the revision that this node had applied.",
+    "Raftkv-Consistency": "linearizable or stale: what the read was.",
+    "Raftkv-Next-Cursor": "Of a list by lines: for the next page.",
+    "Raftkv-Replayed": "true: the outcome kept under this idempotency key.",
+    "Retry-After": "Seconds.",
+    "X-Content-Type-Options": "nosniff: what was stored is not to be guessed at.",
 }
 HEADER_HELP = {
     "Accept": "application/x-ndjson for one item a line.",
@@ -51,7 +65,12 @@ def document(version: str) -> dict[str, Any]:
         },
         "servers": [{"url": "/"}],
         "paths": paths(),
-        "components": {"schemas": schemas(), "responses": responses(), "headers": headers()},
+        "components": {
+            "schemas": schemas(),
+            "responses": responses(),
+            "headers": headers(),
+            "examples": examples(),
+        },
     }
 
 
@@ -61,13 +80,21 @@ def paths() -> dict[str, Any]:
         place = made.setdefault(route.template, {})
         place[route.method.lower()] = operation(route, route.name)
         if route.method == "GET":
-            place["head"] = operation(route, "head_" + route.name)
+            place["head"] = without_bodies(operation(route, "head_" + route.name))
     store = made[STORE_TEMPLATE]
     for method, route in BY_QUERY.items():
         _merge(store, method.lower(), operation(route, route.name + "_by_query"))
         if method == "GET":
-            _merge(store, "head", operation(route, "head_" + route.name + "_by_query"))
+            head = operation(route, "head_" + route.name + "_by_query")
+            _merge(store, "head", without_bodies(head))
     return made
+
+
+def without_bodies(described: dict[str, Any]) -> dict[str, Any]:
+    """Of a HEAD: the same answers, of which the headers are sent."""
+    for answer in described["responses"].values():
+        answer.pop("content", None)
+    return described
 
 
 def _merge(place: dict[str, Any], method: str, other: dict[str, Any]) -> None:
@@ -86,7 +113,21 @@ def _merge(place: dict[str, Any], method: str, other: dict[str, Any]) -> None:
         elif status == "200":
             both = one["responses"][status]
             both["description"] = f"{both['description']} With ?key=: {answer['description']}"
-            both["content"] = {**answer["content"], **both["content"]}
+            both["headers"] |= answer["headers"]
+            if "content" in both:
+                both["content"] = _either(answer["content"], both["content"])
+
+
+def _either(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Both are JSON, of two shapes."""
+    made = {**one, **other}
+    for kind in one.keys() & other.keys():
+        made[kind] = {"schema": {"anyOf": [other[kind]["schema"], one[kind]["schema"]]}}
+        made[kind]["examples"] = {
+            "many": {"value": other[kind]["example"]},
+            "one": {"value": one[kind]["example"]},
+        }
+    return made
 
 
 def operation(route: Route, operation_id: str) -> dict[str, Any]:
@@ -104,10 +145,16 @@ def operation(route: Route, operation_id: str) -> dict[str, Any]:
         },
     }
     if route.body is not None:
-        made["requestBody"] = {
-            "required": True,
-            "content": {route.body: {"schema": {} if route.body == "*/*" else {"type": "object"}}},
-        }
+        content: dict[str, Any] = {"schema": {}}
+        shape = BODIES.get(route.name)
+        if shape is not None:
+            content["example"] = shape.example
+            if route.body == JSON:
+                content["schema"] = shape.schema
+            elif route.body == NDJSON:  # JSON Schema knows no lines; what each is stands beside
+                content["schema"] = {**TEXT, "contentMediaType": NDJSON}
+                content["x-line"] = shape.schema
+        made["requestBody"] = {"required": True, "content": {route.body: content}}
     return made
 
 
@@ -162,13 +209,46 @@ def _header_parameter(name: str) -> dict[str, Any]:
 
 
 def _answer(route: Route, status: int, text: str) -> dict[str, Any]:
-    made: dict[str, Any] = {
-        "description": text,
-        "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in COMMON_HEADERS},
-    }
+    made: dict[str, Any] = {"description": text, "headers": _headers(headers_of(route, status))}
     if status not in (304, 307):
-        made["content"] = {kind: {} for kind in route.produces}
+        made["content"] = {kind: _content(route, kind) for kind in route.produces}
     return made
+
+
+def _content(route: Route, kind: str) -> dict[str, Any]:
+    if kind == JSON and route.name in ANSWERS:
+        shape = ANSWERS[route.name]
+        return {"schema": shape.schema, "example": shape.example}
+    if kind == NDJSON and route.name in LINES:
+        return {"schema": {**TEXT, "contentMediaType": NDJSON}, "example": LINES[route.name]}
+    return {}
+
+
+def headers_of(route: Route, status: int) -> tuple[str, ...]:
+    """Those of one answer that is no problem, beside the ones of every answer."""
+    found = []
+    if status in (202, 307):
+        found.append("Location")
+    if route.name in _TAGGED and status != 307:
+        found.append("ETag")
+    if CONSISTENCY in route.parameters:
+        found += ["Raftkv-Consistency", "Raftkv-Applied-Revision"]
+    if "Idempotency-Key" in route.headers and status != 307:
+        found.append("Raftkv-Replayed")
+    if route.name == "list_keys":
+        found.append("Raftkv-Next-Cursor")
+    if route.name in ("get_key", "livez", "readyz", "startupz"):
+        found.append("Cache-Control")
+    if route.name == "get_key":
+        found.append("X-Content-Type-Options")
+    return tuple(found)
+
+
+_TAGGED = {"get_key", "put_key", "change_key", "get_snapshot_manifest", "get_snapshot_chunk"}
+
+
+def _headers(names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in (*COMMON_HEADERS, *names)}
 
 
 def codes_of(route: Route) -> tuple[str, ...]:
@@ -184,16 +264,49 @@ def _problems(route: Route) -> dict[str, Any]:
     return {
         str(status): {
             "description": " or ".join(f"`{code}`: {STATUS_BY_CODE[code].title}" for code in codes),
-            "content": {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+            "headers": _headers(_headers_of_problems(codes)),
+            "content": {
+                PROBLEM: {
+                    "schema": {"$ref": "#/components/schemas/Problem"},
+                    "examples": {code: {"$ref": f"#/components/examples/{code}"} for code in codes},
+                }
+            },
             "x-codes": codes,
         }
         for status, codes in sorted(by_status.items())
     }
 
 
+def _headers_of_problems(codes: list[str]) -> tuple[str, ...]:
+    rows = [STATUS_BY_CODE[code] for code in codes]
+    found = ["Retry-After"] if any(row.retry_after_seconds is not None for row in rows) else []
+    found += ["Allow"] if "method_not_allowed" in codes else []
+    found += ["ETag"] if "precondition_failed" in codes else []
+    found += ["Raftkv-Consistency", "Raftkv-Applied-Revision"] if "key_not_found" in codes else []
+    return tuple(found)
+
+
 def headers() -> dict[str, Any]:
     return {
-        name: {"description": text, "schema": {"type": "string"}} for name, text in COMMON_HEADERS.items()
+        name: {"description": text, "schema": {"type": "string"}}
+        for name, text in (COMMON_HEADERS | ANSWER_HEADERS).items()
+    }
+
+
+def examples() -> dict[str, Any]:
+    """A problem for each code."""
+    return {
+        code: {
+            "value": {
+                "type": f"/docs#{code}",
+                "title": row.title,
+                "status": row.status,
+                "detail": PROBLEM_DETAILS.get(code, row.title),
+                "code": code,
+                "request_id": "8c5bba949a94-28",
+            }
+        }
+        for code, row in sorted(STATUS_BY_CODE.items())
     }
 
 
@@ -232,17 +345,5 @@ def schemas() -> dict[str, Any]:
                 "current": {**whole, "description": "The key's mod_revision; 0: absent."},
             },
         },
-        "Item": {
-            "type": "object",
-            "required": ["key", "content_type", "create_revision", "mod_revision", "version"],
-            "properties": {
-                "key": text,
-                "value": {"type": "string", "description": "Where it is UTF-8."},
-                "base64": {"type": "string", "description": "Where it is not."},
-                "content_type": text,
-                "create_revision": whole,
-                "mod_revision": whole,
-                "version": whole,
-            },
-        },
+        **SCHEMAS,
     }

@@ -53,6 +53,13 @@ def has_default_type(record: Record) -> bool:
     return record[24:HEAD_BYTES] == _NO_TYPE
 
 
+def revision_and_value(record: Record) -> tuple[int, bytes] | None:
+    """`(mod_revision, value)`, and None where the content type is not the default: one look at the head
+    where a read would take three."""
+    _, revision, _, length = _unpack_head(record)
+    return None if length else (revision, record[HEAD_BYTES:])
+
+
 def value(record: Record) -> bytes:
     return record[HEAD_BYTES + _unpack_head(record)[3] :]
 

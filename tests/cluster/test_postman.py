@@ -6,14 +6,19 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
+from urllib.parse import unquote
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from cluster.local import LocalCluster, find_base_port
+from raftkv.api.openapi import document
+from raftkv.api.routes import match
 from tests.unit.test_postman import ALL
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +64,90 @@ def test_the_whole_collection_holds_on_a_live_cluster(local: LocalCluster, role:
     assert made == {each["name"] for each in ALL}
     assert run["stats"]["assertions"]["total"] > 3 * len(ALL)
     assert run["stats"]["assertions"]["failed"] == 0
+    answers = [each for each in run["executions"] if "response" in each]
+    wrong = [sentence for each in answers for sentence in disagreements(each)]
+    assert not wrong, "\n".join(wrong)
+
+
+# --- the answers against the OpenAPI document -------------------------------------------------------------
+
+# What HTTP adds by itself, and what belongs to one page alone.
+UNDESCRIBED = {"date", "content-type", "content-length", "connection", "transfer-encoding"}
+PAGE = {"content-security-policy"}
+
+
+def closed(part: Any) -> Any:
+    """The same schema with nothing allowed beside what it names."""
+    if isinstance(part, list | tuple):
+        return [closed(each) for each in part]
+    if not isinstance(part, dict):
+        return part
+    made = {name: part[name] if name == "allOf" else closed(part[name]) for name in part}
+    if "allOf" in part:
+        made["unevaluatedProperties"] = False
+    elif part.get("type") == "object" and "properties" in part:
+        made.setdefault("additionalProperties", False)
+    return made
+
+
+DOCUMENT = document("1")
+SCHEMAS = {
+    # Behind allOf, where the whole is closed and not its parts.
+    name: schema if name == "NodeStatus" else closed(schema)
+    for name, schema in DOCUMENT["components"]["schemas"].items()
+}
+
+
+def disagreements(execution: Mapping[str, Any]) -> Iterator[str]:
+    """What an answer has that the document does not say of it, or lacks: status, headers, members."""
+    request, response = execution["request"], execution["response"]
+    path = unquote("/" + "/".join(request["url"]["path"])).encode()
+    names = [each["key"].encode() for each in request["url"]["query"]]
+    try:
+        route = match(request["method"], path, names).route
+    except Exception:  # noqa: BLE001  # the refusals: no such route, or no such method there
+        return
+    what = f"{execution['item']['name']}: {request['method']} {route.template} {response['code']}"
+    described = DOCUMENT["paths"][route.template][request["method"].lower()]["responses"]
+    if str(response["code"]) not in described:
+        yield f"{what}: the status is not described"
+        return
+    answer = described[str(response["code"])]
+    sent = {each["key"].lower() for each in response["header"]}
+    known = {name.lower() for name in answer["headers"]}
+    if unknown := sent - known - UNDESCRIBED - (PAGE if route.name == "docs" else set()):
+        yield f"{what}: {unknown} are not described"
+    kinds = [each["value"] for each in response["header"] if each["key"].lower() == "content-type"]
+    kind = kinds[0] if kinds else ""
+    if "json" not in kind or "ndjson" in kind or request["method"] == "HEAD" or "content" not in answer:
+        return
+    content = answer["content"].get(kind)
+    if content is None:
+        yield f"{what}: {kind} is not described"
+        return
+    schema = {**closed(content["schema"]), "components": {"schemas": SCHEMAS}}
+    body = json.loads(bytes(response["stream"]["data"]))
+    for error in Draft202012Validator(schema).iter_errors(body):
+        yield f"{what}: {error.json_path}: {error.message}"
+
+
+def test_a_planted_disagreement_is_found() -> None:
+    def execution(code: int, body: object, *headers: str) -> dict[str, Any]:
+        return {
+            "item": {"name": "planted"},
+            "request": {"method": "GET", "url": {"path": ["v1", "limits"], "query": []}},
+            "response": {
+                "code": code,
+                "header": [{"key": name, "value": "application/json"} for name in ("Content-Type", *headers)],
+                "stream": {"data": list(json.dumps(body).encode())},
+            },
+        }
+
+    assert list(disagreements(execution(200, {"limits": []}, "Request-Id"))) == []
+    assert list(disagreements(execution(201, {"limits": []})))
+    assert list(disagreements(execution(200, {"limits": []}, "X-Planted")))
+    assert list(disagreements(execution(200, {"limits": [], "more": 1})))
+    assert list(disagreements(execution(200, {})))
 
 
 class Wrong(BaseHTTPRequestHandler):
