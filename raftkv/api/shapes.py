@@ -375,7 +375,8 @@ BODIES: dict[str, Shape] = {
 
 # What a problem says, by its code: sentences that nodes gave. A code without one says its title.
 PROBLEM_DETAILS: dict[str, str] = {
-    "bad_request": "query parameter consistency: 'sometimes' is not allowed; allowed: linearizable, stale",
+    "bad_request": "query parameter consistency: 'sometimes' is not allowed; allowed is linearizable or "
+    "stale",
     "body_too_large": "body: it has 5242880 bytes; at most 4194304 are allowed (--body-bytes-max)",
     "draining": "this node is shutting down and takes no more writes; try another node",
     "headers_too_large": "the headers have more than 32768 bytes (--header-bytes-max)",
