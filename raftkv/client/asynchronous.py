@@ -49,6 +49,8 @@ ATTEMPT_SECONDS_FIRST: Final = 2.5  # a paused node takes connections and never 
 ATTEMPT_SECONDS_MAX: Final = 20.0
 STREAM_OPEN_SECONDS: Final = 10.0  # to the head of a stream's answer, which comes with its first line
 OPERATION_POLL_SECONDS: Final = 0.1
+# A leader's address that means nothing here, as a container's on its host, is not tried each time.
+LEADER_AVOIDED_SECONDS: Final = 30.0
 CONNECTIONS_MAX: Final = 512
 PAGE_ITEMS: Final = 1000
 
@@ -88,6 +90,7 @@ class Client:
         self._numbers = Numbers()
         self._number_freed = asyncio.Condition()
         self._leader: str | None = None
+        self._avoided: dict[str, float] = {}  # leaders that could not be reached: until when, by the loop
         self._at = 0
         self._sessions: dict[bool, aiohttp.ClientSession] = {}
 
@@ -594,6 +597,7 @@ class Client:
             ) as response:
                 answer = answer_of(response, await response.read())
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            self._not_answered(url, link)
             return None, link.failed(course, f"{method} {url.origin()}", error)
         return answer, course.answered(answer)
 
@@ -629,6 +633,7 @@ class Client:
                 async with response:
                     answer = answer_of(response, await response.read())
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            self._not_answered(url, link)
             return None, link.failed(course, f"{method} {url.origin()}", error)
         self._learn(answer)
         return None, course.answered(answer)
@@ -647,8 +652,15 @@ class Client:
 
     def _learn(self, answer: Answer) -> None:
         leader = origin_of(answer.headers.get("raftkv-leader", ""))
-        if leader is not None:
+        if leader is not None and self._avoided.get(leader, 0) <= asyncio.get_running_loop().time():
             self._leader = leader
+
+    def _not_answered(self, url: URL, link: _Link) -> None:
+        """A leader that is none of our endpoints and can't be connected to is left alone for a while: nodes
+        that advertise such addresses pass writes on."""
+        origin = origin_of(str(url))
+        if origin is not None and not link.made and origin not in self.endpoints:
+            self._avoided[origin] = asyncio.get_running_loop().time() + LEADER_AVOIDED_SECONDS
 
     def forget(self, origin: str) -> None:
         """This node could not help: the next attempt goes to another, and no longer to it as the leader."""

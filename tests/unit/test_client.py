@@ -113,6 +113,19 @@ async def test_a_dead_leader_is_forgotten() -> None:
             assert (await client.put("k", b"v")).revision == 2
 
 
+async def test_an_advertised_leader_that_means_nothing_here_is_tried_once() -> None:
+    """Containers advertise names that only they can resolve, and pass writes on."""
+    async with FakeNode(written(1, **{"Raftkv-Leader": "http://n1.invalid:8400"})) as node:
+        async with Client(node.url) as client:
+            await client.put("k", b"1")
+            assert client.leader == "http://n1.invalid:8400"
+            await client.put("k", b"2")
+            assert client.leader is None
+            await client.put("k", b"3")
+            assert client.leader is None
+        assert [request.body for request in node.requests] == [b"1", b"2", b"3"]
+
+
 async def test_no_leader_is_waited_out_even_without_a_key() -> None:
     async with (
         FakeNode(NO_LEADER, NO_LEADER, written(9)) as node,
