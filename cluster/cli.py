@@ -17,6 +17,8 @@ _COMMANDS = {
     "status": "cluster.status_cli:status",
     "kv": "cluster.kv_cli:kv",
     "restore": "cluster.restore_cli:restore",
+    "top": "cluster.top_cli:top",
+    "cluster": "cluster.cluster_cli:cluster",
     "member": "cluster.member_cli:member",
     "snapshot": "cluster.snapshot_cli:snapshot",
     "journal": "cluster.journal_cli:journal",

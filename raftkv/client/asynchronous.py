@@ -376,6 +376,19 @@ class Client:
         """`/v1/cluster`, of which the leader knows most."""
         return (await self._read("/v1/cluster", {}, only=endpoint, timeout_s=timeout_s)).json()
 
+    async def limits(self, endpoint: str | None = None, *, timeout_s: float | None = None) -> Json:
+        """`/v1/limits`: every limit in force, and the flag that sets it."""
+        return (await self._read("/v1/limits", {}, only=endpoint, timeout_s=timeout_s)).json()
+
+    async def metrics(self, endpoint: str | None = None, *, timeout_s: float | None = None) -> str:
+        """`/metrics`, as Prometheus reads them."""
+        return (await self._read("/metrics", {}, only=endpoint, timeout_s=timeout_s)).body.decode()
+
+    async def check_ready(self, endpoint: str, *, timeout_s: float) -> None:
+        """Returns where a linearizable read succeeds at that node within the time. Raises ClientError."""
+        query = {"timeout": f"{max(1, int(timeout_s * 1000))}ms"}
+        await self._read("/readyz", query, only=endpoint, timeout_s=timeout_s)
+
     async def transfer_leadership(self, to: str | None = None, *, timeout_s: float | None = None) -> Json:
         """Hands leadership to that member, or to the one that is furthest; who leads then. Raises NotFound
         for who is no member, ClientError where nobody took over."""
