@@ -11,6 +11,7 @@ may have been applied only where that is harmless: reads, and writes under an id
 write carries unless told otherwise. So an error's `outcome` can be believed.
 
     answers.py       results and errors                             PURE
+    cache.py         values read, how old they are, own writes      PURE
     retry.py         the course of a request over its attempts      PURE
     asynchronous.py  connections, clock, the calls
     bulk.py          batch and export streams

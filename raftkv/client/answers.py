@@ -24,11 +24,13 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A key's bytes. `revision` is its mod_revision: what `if_revision` compares with."""
+    """A key's bytes. `revision` is its mod_revision: what `if_revision` compares with. `age_ms`: where the
+    client's cache answered without asking, how long ago at most this was surely the key's value; else 0."""
 
     value: bytes
     content_type: str
     revision: int
+    age_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

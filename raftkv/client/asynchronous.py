@@ -11,8 +11,9 @@ import asyncio
 import re
 import secrets
 import ssl
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from random import Random
 from types import SimpleNamespace, TracebackType
 from typing import Final, Self
@@ -29,6 +30,7 @@ from raftkv.client.answers import (
     Incremented,
     Item,
     Json,
+    NotFound,
     Problem,
     TransactionResult,
     Unavailable,
@@ -39,6 +41,7 @@ from raftkv.client.answers import (
     revision_of,
 )
 from raftkv.client.bulk import Batch, LineResult, Operation, export_lines
+from raftkv.client.cache import Cache
 from raftkv.client.retry import Accept, Again, Course, Fail, Follow, Numbers, Step, origin_of
 
 DEFAULT_ENDPOINTS: Final = ("http://127.0.0.1:8400", "http://127.0.0.1:8410", "http://127.0.0.1:8420")
@@ -66,6 +69,10 @@ class Client:
     Writes carry idempotency keys of one random client id, unless `idempotent` is off; so a write whose
     answer was lost is repeated safely. Every call ends within its deadline: `timeout_s`, at most 100.
     Errors are those of `raftkv.client.answers`. One event loop; `SyncClient` is for everything else.
+
+    `cache_bytes_max` above 0 keeps values that `get` has read. A linearizable read of one of them asks a node
+    whether it still stands, and its bytes travel again only if it does not; a read that says how old its
+    answer may be (`max_staleness_ms`) need not ask at all. Own writes are always seen; see `client/cache.py`.
     """
 
     def __init__(
@@ -75,6 +82,7 @@ class Client:
         timeout_s: float = DEFAULT_TIMEOUT_SECONDS,
         idempotent: bool = True,
         headers: Mapping[str, str] | None = None,
+        cache_bytes_max: int = 0,
         random: Random | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
@@ -93,6 +101,7 @@ class Client:
         self._avoided: dict[str, float] = {}  # leaders that could not be reached: until when, by the loop
         self._at = 0
         self._sessions: dict[bool, aiohttp.ClientSession] = {}
+        self._cache = Cache(cache_bytes_max, _clock) if cache_bytes_max > 0 else None
 
     async def __aenter__(self) -> Self:
         return self
@@ -118,13 +127,35 @@ class Client:
         max_staleness_ms: int | None = None,
         timeout_s: float | None = None,
     ) -> Value:
-        """The key's bytes; linearizable unless `stale`. Raises NotFound."""
-        query = _freshness(stale, min_revision, max_staleness_ms)
-        answer = await self._read(*_at_key(key, query), timeout_s=timeout_s)
-        revision = revision_of(answer.headers)
-        if revision is None:
-            raise not_a_raftkv("a value without an ETag")
-        return Value(answer.body, answer.headers.get("content-type", ""), revision)
+        """The key's bytes; linearizable unless `stale`: then one node answers from its own state, if it has
+        heard from a leader within `max_staleness_ms`, where that is given.
+
+        Without `stale`, `max_staleness_ms` is for the cache: a value that was surely current so long ago, or
+        less, is answered without asking; `age_ms` tells. Raises NotFound.
+        """
+        if stale:
+            query = _freshness(stale, min_revision, max_staleness_ms)
+            return _value_of(await self._read(*_at_key(key, query), timeout_s=timeout_s))
+        where = _at_key(key, _freshness(False, min_revision, None))
+        cache = self._cache
+        if cache is None:
+            return _value_of(await self._read(*where, timeout_s=timeout_s))
+        if max_staleness_ms is not None:
+            value = cache.young(key, age_ms_max=max_staleness_ms, min_revision=min_revision)
+            if value is not None:
+                return value
+        with cache.reading(key) as read:
+            headers = {} if read.known is None else {"If-None-Match": f'"{read.known.revision}"'}
+            try:
+                answer = await self._read(*where, headers=headers, timeout_s=timeout_s)
+            except NotFound:
+                cache.absent(read)
+                raise
+            confirmed = answer.status == 304 and read.known is not None
+            value = read.known if confirmed else _value_of(answer)
+            assert value is not None
+            cache.keep(read, value)
+            return value
 
     async def get_item(
         self,
@@ -158,6 +189,7 @@ class Client:
         answer = await self._write(
             "PUT",
             *_at_key(key, query),
+            key=key,
             body=_bytes(value),
             headers=headers,
             idempotency_key=idempotency_key,
@@ -184,6 +216,7 @@ class Client:
         answer = await self._write(
             "DELETE",
             *_at_key(key, query),
+            key=key,
             headers=headers,
             idempotency_key=idempotency_key,
             timeout_s=timeout_s,
@@ -207,6 +240,7 @@ class Client:
         answer = await self._write(
             "POST",
             *_at_key(key, query),
+            key=key,
             body=_bytes(value),
             headers=headers,
             idempotency_key=idempotency_key,
@@ -232,6 +266,7 @@ class Client:
         answer = await self._write(
             "POST",
             *_at_key(key, query),
+            key=key,
             headers=headers,
             idempotency_key=idempotency_key,
             timeout_s=timeout_s,
@@ -328,7 +363,8 @@ class Client:
         """Any number of writes, pipelined, each done exactly once in the shapes of `POST /v1/batch`:
         `{"op": "put", "key": …, "value": …}`. Not atomic. `on_result` is called once for each, and what it
         raises ends the batch. A line without an answer for 100 s is given up with its error."""
-        await Batch(self, on_result, self._random).run(operations)
+        with self._writing(None):
+            await Batch(self, on_result, self._random).run(operations)
 
     async def export_lines(self, prefix: str = "") -> AsyncIterator[bytes]:
         """The NDJSON lines of `GET /v1/export`, `_end` line included, all of one revision. Raises StreamCut
@@ -475,7 +511,13 @@ class Client:
     # --- requests and their attempts ----------------------------------------------------------------
 
     async def _read(
-        self, path: str, query: Query, *, only: str | None = None, timeout_s: float | None
+        self,
+        path: str,
+        query: Query,
+        *,
+        headers: Mapping[str, str] | None = None,
+        only: str | None = None,
+        timeout_s: float | None,
     ) -> Answer:
         course = Course(write=False, keyed=False, random=self._random)
         return await self._run(
@@ -484,7 +526,7 @@ class Client:
             path,
             query,
             b"",
-            {},
+            headers or {},
             deadline=self._deadline(timeout_s),
             only=only,
             to_leader=False,
@@ -496,18 +538,24 @@ class Client:
         path: str,
         query: Query,
         *,
+        key: str | None = None,
         body: bytes = b"",
         headers: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
         timeout_s: float | None = None,
     ) -> Answer:
+        """A write of that key, or of several (None)."""
         deadline = self._deadline(timeout_s)
-        if idempotency_key is not None or not self._idempotent:
-            keyed = {"Idempotency-Key": idempotency_key} if idempotency_key is not None else {}
-            return await self._write_under(keyed, method, path, query, body, headers or {}, deadline)
-        async with self.numbered(deadline) as number:
-            keyed = {"Idempotency-Key": self.key_of(number)}
-            return await self._write_under(keyed, method, path, query, body, headers or {}, deadline)
+        with self._writing(key):
+            if idempotency_key is not None or not self._idempotent:
+                keyed = {"Idempotency-Key": idempotency_key} if idempotency_key is not None else {}
+                return await self._write_under(keyed, method, path, query, body, headers or {}, deadline)
+            async with self.numbered(deadline) as number:
+                keyed = {"Idempotency-Key": self.key_of(number)}
+                return await self._write_under(keyed, method, path, query, body, headers or {}, deadline)
+
+    def _writing(self, key: str | None) -> AbstractContextManager[None]:
+        return nullcontext() if self._cache is None else self._cache.writing(key)
 
     async def _write_under(
         self,
@@ -769,6 +817,20 @@ def _at_key(key: str, query: Query) -> tuple[str, Query]:
     if _PLAIN_KEY.fullmatch(key):
         return f"/v1/kv/{key}", query
     return "/v1/kv", {"key": key, **query}
+
+
+def _clock() -> float:
+    """Seconds that go on while the machine sleeps, where it can tell: an age must not stop then."""
+    if hasattr(time, "CLOCK_BOOTTIME"):
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()
+
+
+def _value_of(answer: Answer) -> Value:
+    revision = revision_of(answer.headers)
+    if revision is None or answer.status != 200:
+        raise not_a_raftkv(f"status {answer.status}, or no ETag, where a value was asked for")
+    return Value(answer.body, answer.headers.get("content-type", ""), revision)
 
 
 def _freshness(stale: bool, min_revision: int | None, max_staleness_ms: int | None) -> dict[str, str | int]:

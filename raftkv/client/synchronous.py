@@ -40,8 +40,16 @@ class SyncClient:
         idempotent: bool = True,
         headers: Mapping[str, str] | None = None,
         tls: ssl.SSLContext | None = None,
+        cache_bytes_max: int = 0,
     ) -> None:
-        self._client = Client(endpoints, timeout_s=timeout_s, idempotent=idempotent, headers=headers, tls=tls)
+        self._client = Client(
+            endpoints,
+            timeout_s=timeout_s,
+            idempotent=idempotent,
+            headers=headers,
+            tls=tls,
+            cache_bytes_max=cache_bytes_max,
+        )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="raftkv-client", daemon=True)
         self._thread.start()
