@@ -4,6 +4,7 @@ simulated time, network and disks. See tests/sim.
 
     scripts/simulate.py --seeds 1000 --nodes 3          1,000 seeds, from 0
     scripts/simulate.py --start 4711 --seeds 1 --trace  one of them, with everything that happened
+    scripts/simulate.py --members --seeds 100           members come, go and lose their disks meanwhile
     scripts/simulate.py --stock --seeds 100             PySyncObj as released: must show violations
     scripts/simulate.py --mutant all                    plants each bug in turn; each must be found
 
@@ -56,6 +57,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--nodes", type=int, help="cluster size: 1, 3 or 5 (3; a mutant has its own)")
     parser.add_argument("--jobs", type=int, default=1, help="processes (1)")
     parser.add_argument("--stock", action="store_true", help="run PySyncObj as released instead of raftkv")
+    parser.add_argument("--members", action="store_true", help="nodes are added, promoted, removed and wiped")
     parser.add_argument("--mutant", metavar="NAME", help="plant this bug, or each one in turn: all")
     parser.add_argument("--list-mutants", action="store_true")
     parser.add_argument("--trace", action="store_true", help="print everything that happens")
@@ -63,22 +65,26 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run(job: tuple[int, int, bool, str | None, bool]) -> object:
+def run(job: tuple[int, int, str, str | None, bool]) -> object:
     """One seed; in a process of its own where there are several."""
+    from tests.sim.members import run_members
     from tests.sim.mutants import find, planted
     from tests.sim.node import run_node
     from tests.sim.stock import run_stock
 
-    seed, nodes, stock, mutant, trace = job
+    seed, nodes, kind, mutant, trace = job
     transcript = print if trace else None
-    if stock:
+    if kind == "stock":
         return run_stock(seed, nodes, transcript)
     with planted(None if mutant is None else find(mutant)):
-        return run_node(seed, nodes, transcript)
+        return (run_members if kind == "members" else run_node)(seed, nodes, transcript)
 
 
-def _results(options: argparse.Namespace, seeds: range, nodes: int, mutant: str | None) -> Iterator:
-    jobs = [(seed, nodes, options.stock, mutant, options.trace) for seed in seeds]
+def _results(
+    options: argparse.Namespace, seeds: range, nodes: int, mutant: str | None, members: bool
+) -> Iterator:
+    kind = "stock" if options.stock else "members" if members else "nodes"
+    jobs = [(seed, nodes, kind, mutant, options.trace) for seed in seeds]
     if options.jobs == 1:
         yield from map(run, jobs)
         return
@@ -100,7 +106,7 @@ def _simulate(options: argparse.Namespace) -> int:
     kinds: collections.Counter[str] = collections.Counter()
     counts: collections.Counter[str] = collections.Counter()
     operations = commits = undecided = violations = 0
-    for result in _results(options, seeds, nodes, None):
+    for result in _results(options, seeds, nodes, None, options.members):
         operations += result.operations
         commits += result.committed
         undecided += result.undecided
@@ -114,7 +120,7 @@ def _simulate(options: argparse.Namespace) -> int:
     elapsed = time.monotonic() - started
     found = f" ({', '.join(f'{kind} {count}' for kind, count in kinds.most_common())})" if kinds else ""
     print(", ".join(f"{count} {what}" for what, count in sorted(counts.items())))
-    what = "stock PySyncObj, " if options.stock else ""
+    what = "stock PySyncObj, " if options.stock else "with changing members, " if options.members else ""
     print(
         f"{what}{nodes} nodes: {len(seeds)} seeds, {violations} violations{found},"
         f" {operations} operations, {commits} entries committed, {undecided} histories undecided,"
@@ -133,7 +139,8 @@ def _hunt(options: argparse.Namespace) -> int:
     escaped = 0
     for mutant in mutants:
         started = time.monotonic()
-        for result in _results(options, seeds, options.nodes or mutant.nodes, mutant.name):
+        nodes = options.nodes or mutant.nodes
+        for result in _results(options, seeds, nodes, mutant.name, mutant.members):
             if result.violation is not None:
                 where = f"seed {result.seed:4} ({result.violation}: {result.message})"
                 break

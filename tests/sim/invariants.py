@@ -28,6 +28,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from raftkv.raft.quorum import majority
+
 Entry = tuple[bytes, int, int]  # PySyncObj's order: (payload, index, term)
 
 
@@ -52,6 +54,10 @@ class View(Protocol):
     last_applied: int
     log_version: int  # changes whenever the log does
 
+    @property
+    def voters(self) -> Sequence[str]:
+        """By the membership in effect here."""
+
     def log(self) -> Sequence[Entry]: ...
     def fingerprint(self) -> object: ...
     def matches(self) -> Sequence[tuple[str, int]]:
@@ -67,6 +73,8 @@ class Durable:
     entries: Sequence[Entry]
 
     def holds(self, index: int, term: int) -> bool:
+        if not self.entries:
+            return False  # of a node that is part of no cluster yet
         first = self.entries[0][1]
         if index <= first:  # behind a snapshot, whose index was committed when it was taken
             return index < first or self.entries[0][2] == term
@@ -105,7 +113,10 @@ class Invariants:
     fingerprints: list[object] = field(default_factory=list)
     _entries: dict[tuple[int, int], tuple[bytes, int | None]] = field(default_factory=dict)
     _seen: dict[str, _Seen] = field(default_factory=dict)
-    _votes: dict[tuple[str, int], str] = field(default_factory=dict)
+    _votes: dict[tuple[str, int, int], str] = field(default_factory=dict)  # (name, life of its disk, term)
+    _lost: dict[str, Durable] = field(default_factory=dict)  # what a wiped disk had: it may have said so
+    _lives: dict[str, int] = field(default_factory=dict)  # how many disks a name has lost
+    voters: Sequence[str] = ()  # by the newest membership that is committed; names, if there are no others
 
     def formed(self, payload: bytes) -> None:
         """Entry 1, of term 0, is on every disk before any member starts."""
@@ -113,9 +124,14 @@ class Invariants:
         self.fingerprints.append(self.apply_reference(1, payload))
         self._entries[1, 0] = (payload, None)
 
-    @property
-    def majority(self) -> int:
-        return len(self.names) // 2 + 1
+    def wiped(self, name: str) -> None:
+        """The disk of `name` is gone; what comes next under this name knows nothing."""
+        self._lives[name] = self._lives.get(name, 0) + 1
+        lost = self.durable.pop(name, None)
+        if lost is not None:
+            self._lost[name] = lost
+        self.on_disk.pop(name, None)
+        self._seen.pop(name, None)
 
     @property
     def last_committed(self) -> int:
@@ -247,10 +263,9 @@ class Invariants:
             return
         if index > self.last_committed + 1:
             raise Violation("commit", f"{view.name} commits {index} after {self.last_committed}")
-        holders = [
-            name for name in self.names if name in self.durable and self.durable[name].holds(index, term)
-        ]
-        if len(holders) < self.majority:
+        voters = view.voters
+        holders = self._holders(voters, index, term)
+        if len(holders) < majority(len(voters)):
             raise Violation(
                 "durability",
                 f"{view.name} commits entry {index} of term {term}, durable on {holders or 'nobody'}",
@@ -263,14 +278,24 @@ class Invariants:
         self.committed.append(_Committed(term, payload, view.term, view.name))
         self.fingerprints.append(self.apply_reference(index, payload))
 
+    def _holders(self, names: Sequence[str], index: int, term: int) -> list[str]:
+        """A disk that was wiped since counts: what it acknowledged was so, and its loss is the fault."""
+        return [
+            name
+            for name in names
+            if any(disks[name].holds(index, term) for disks in (self.durable, self._lost) if name in disks)
+        ]
+
     def _observe_leader(self, view: View, seen: _Seen) -> None:
         term = view.term
         leader = self.leaders.setdefault(term, view.name)
         if leader != view.name:
             raise Violation("election safety", f"{leader} and {view.name} both lead in term {term}")
-        voters = [name for name in self.names if self._votes.get((name, term)) == leader]
-        if self._votes and len(voters) < self.majority:
-            raise Violation("election safety", f"{leader} leads in term {term} with the votes of {voters}")
+        voters = view.voters
+        votes = {name for (name, _, of), to in self._votes.items() if of == term and to == leader}
+        votes.add(leader)  # where it is the only voter, it tells nobody
+        if self._votes and len(votes.intersection(voters)) < majority(len(voters)):
+            raise Violation("election safety", f"{leader} leads in term {term} with the votes of {votes}")
         log = seen.log
         first, last = log[0][1], log[-1][1]
         for index in range(self.last_committed, first, -1):
@@ -284,8 +309,8 @@ class Invariants:
 
     def _observe_match(self, view: View, seen: _Seen, peer: str, index: int) -> None:
         seen.matches[peer] = index
-        durable = self.durable[peer]
-        if durable.term > view.term:
+        durable = self.durable.get(peer)
+        if durable is None or durable.term > view.term:
             return  # it follows somebody else by now; what it acknowledged before was so when it was said
         first, last = seen.log[0][1], seen.log[-1][1]
         if index > last or (index >= first and not durable.holds(index, seen.log[index - first][2])):
@@ -335,8 +360,9 @@ class Invariants:
         term = self.committed[index - 1].term
         if now.holds(index, term) or not before.holds(index, term):
             return
-        holders = [other for other in self.names if self.durable[other].holds(index, term)]
-        if len(holders) < self.majority:
+        voters = self.voters or self.names
+        holders = self._holders(voters, index, term)
+        if len(holders) < majority(len(voters)):
             raise Violation(
                 "durability", f"{name} drops entry {index} of term {term}, committed; it is left on {holders}"
             )
@@ -354,7 +380,7 @@ class Invariants:
             raise Violation(
                 "gate", f"{name} votes for {voted_for} in term {term}; on disk: {durable.voted_for}"
             )
-        earlier = self._votes.setdefault((name, term), voted_for)
+        earlier = self._votes.setdefault((name, self._lives.get(name, 0), term), voted_for)
         if earlier != voted_for:
             raise Violation("two votes", f"{name} votes for {voted_for} in term {term} after {earlier}")
 

@@ -21,7 +21,7 @@ from unittest import mock
 
 from raftkv.journal import recovery, wal, writer
 from raftkv.kv import machine
-from raftkv.raft import catchup, compaction, core, engine, opening, proposals, reads
+from raftkv.raft import catchup, compaction, core, engine, forming, handshake, opening, proposals, reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +40,19 @@ class Mutant:
     story: str
     edits: tuple[Edit, ...]
     nodes: int = 3
+    members: bool = False  # it shows where members come and go
     seed: int = 0  # one that found it, where the first few don't: a hunt that must be quick starts there
 
 
 def _mutant(
-    name: str, story: str, *edits: tuple[Any, str, str, str], nodes: int = 3, seed: int = 0
+    name: str,
+    story: str,
+    *edits: tuple[Any, str, str, str],
+    nodes: int = 3,
+    members: bool = False,
+    seed: int = 0,
 ) -> Mutant:
-    return Mutant(name, story, tuple(Edit(*edit) for edit in edits), nodes, seed)
+    return Mutant(name, story, tuple(Edit(*edit) for edit in edits), nodes, members, seed)
 
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -315,6 +321,107 @@ MUTANTS: tuple[Mutant, ...] = (
             "self._SyncObj__raftLastApplied = max(index, 1)",
             "self._SyncObj__raftLastApplied = max(index - 1, 1)",
         ),
+    ),
+    # --- members that come and go ---
+    _mutant(
+        "two-changes-at-once",
+        "a change of membership begins before the last one is committed [9]",
+        (
+            engine.Engine,
+            "plan",
+            "core.membership_index > core.commit_index",
+            "False",
+        ),
+        members=True,
+    ),
+    _mutant(
+        "change-before-no-op",
+        "a new leader changes the membership before an entry of its term is committed (the 2015 correction)",
+        (engine.Engine, "plan", "not self.leading or core", "core"),
+        members=True,
+    ),
+    _mutant(
+        "learner-votes",
+        "the vote of a learner counts",
+        (core.Core, "_read_membership", "membership.voters", "membership.names"),
+        members=True,
+    ),
+    _mutant(
+        "learner-acknowledges",
+        "what a learner has on disk counts for a commit",
+        (
+            core.Core,
+            "_of_voters",
+            "return quorum_index(reached)",
+            "reached += [of_peer(p) for n, p in self.progress.items() if n not in self.voters]\n"
+            "    return sorted(reached, reverse=True)[len(self.voters) // 2]",
+        ),
+        members=True,
+    ),
+    _mutant(
+        "amnesiac-votes",
+        "a node with an empty disk goes on under its old name",
+        (
+            handshake,
+            "_admit_formed",
+            "if known == hello.instance:",
+            "if True:",
+        ),
+        (
+            handshake,
+            "_admit_unformed",
+            'in ("", own.instance)',
+            "is not None",
+        ),
+        (
+            forming.Forming,
+            "_receive_found",
+            "current.instance(me.name) != me.instance or",
+            "",
+        ),
+        (
+            forming.Forming,
+            "_tell_founding",
+            "or self._current.instance(name) != peer.instance",
+            "",
+        ),
+        (core.Core, "is_voter", "and self.membership.instance(self.name) == self.instance", ""),
+        members=True,
+    ),
+    _mutant(
+        "disk-of-old-votes",
+        "a node that was added anew counts itself for the voter that its lagging log still names",
+        (core.Core, "is_voter", "and self.membership.instance(self.name) == self.instance", ""),
+        members=True,
+    ),
+    _mutant(
+        "truncated-membership-stays",
+        "a membership counts on after its entry was truncated",
+        (core.Core, "_truncate_from", "if self.membership_index >= index:", "if False:"),
+        members=True,
+    ),
+    _mutant(
+        "membership-when-committed",
+        "a follower takes a membership for its own only once it is applied, its leader at once",
+        (
+            core.Core,
+            "_append_from",
+            "self._add(fresh.payload, index + offset, fresh.term)",
+            "self.log.add(fresh.payload, index + offset, fresh.term)",
+        ),
+        members=True,
+    ),
+    _mutant(
+        "snapshot-forgets-members",
+        "a snapshot carries the membership in effect, committed or not",
+        (compaction.Compaction, "start", "engine.core.membership_at(index)", "engine.membership"),
+        members=True,
+    ),
+    _mutant(
+        "members-forgotten",
+        "a restart knows only the membership of its snapshot",
+        (opening, "configurations_of", "return (covered, *later)", "return (covered,)"),
+        members=True,
     ),
     # --- reads and answers ---
     _mutant(

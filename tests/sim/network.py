@@ -31,11 +31,16 @@ class Endpoint(Protocol):
     def peer_disconnected(self, peer: str) -> None: ...
 
 
+# May these two connect, and how do they present themselves to each other (the dialer first)? None: no.
+Doors = Callable[[Any, Any], tuple[Any, Any] | None]
+
+
 @dataclass(slots=True, eq=False)
 class Connection:
     sender: Endpoint
     receiver: Endpoint
     patience_s: float
+    hellos: tuple[Any, Any] | None = None
     open: bool = True
     stalled: bool = False
     last_arrival: float = 0.0
@@ -62,7 +67,9 @@ class Network:
         rng: random.Random,
         endpoint_of: Callable[[str], Endpoint | None],
         log: Callable[..., None],
+        doors: Doors | None = None,
     ) -> None:
+        self._doors = doors
         self.links = {(a, b): Link(a, b) for a in names for b in names if a != b}
         self.delay_ms = (0.1, rng.choice((1.0, 2.0, 20.0)))
         self.hiccup_probability = rng.choice((0.0, 0.0, 0.01, 0.05))
@@ -109,6 +116,19 @@ class Network:
         connection.last_arrival = arrival
         connection.in_flight.append(message)
         self._scheduler.after(arrival - self._scheduler.now, None, self._arrive, link, connection)
+
+    def judge_again(self, name: str, stays: Callable[[bool, str, Any], bool]) -> None:
+        """Closes what the member `name` no longer wants: `stays(dialed, peer, hello of the peer)`."""
+        for link in self.links.values():
+            if name not in (link.source, link.target):
+                continue
+            dialed = link.source == name
+            peer = link.target if dialed else link.source
+            for connection in (link.connection, link.orphan):
+                if connection is None or not connection.open or connection.hellos is None:
+                    continue
+                if not stays(dialed, peer, connection.hellos[1 if dialed else 0]):
+                    self._break(link, connection)
 
     # --- what faults do -------------------------------------------------------------------------------
 
@@ -203,9 +223,15 @@ class Network:
         if receiver is None or not path_open or sender.owner.paused or receiver.owner.paused:
             self._try_later(link)
             return
+        hellos = None
+        if self._doors is not None:
+            hellos = self._doors(sender, receiver)
+            if hellos is None:
+                self._try_later(link)
+                return
         if link.orphan is not None:  # a newer connection from a peer replaces its older one
             link.orphan.open = False
             link.orphan = None
-        link.connection = Connection(sender, receiver, self._rng.uniform(*self.patience_s))
+        link.connection = Connection(sender, receiver, self._rng.uniform(*self.patience_s), hellos)
         self._log("connected", link.source, link.target)
         self._scheduler.after(0.0, sender.owner, sender.peer_connected, link.target)

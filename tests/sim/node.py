@@ -42,7 +42,7 @@ from raftkv.raft.compaction import CompactionLimits
 from raftkv.raft.core import Timing
 from raftkv.raft.engine import Engine
 from raftkv.raft.messages import AppendReply, Message, RequestVote, SnapshotInstalled, VoteReply
-from raftkv.raft.opening import found, open_state
+from raftkv.raft.opening import configurations_of, found, open_state
 from raftkv.snapshot import store as snapshot_store
 from raftkv.snapshot.codec import CHUNK_RAW_BYTES
 from raftkv.snapshot.directory import DirectoryStore
@@ -87,7 +87,7 @@ class NodeHost:
     def __init__(self, world: World, name: str) -> None:
         self.name = name
         self.rng = world.rng("host " + name)
-        self.instance = dict(membership(world.names).instances)[name]
+        self.instance = instance_of(world, name)
         self.journal_disk = MemoryDisk(self.rng)
         self.snapshot_disk = MemoryDisk(self.rng)
         self.sync_failure_armed = False
@@ -105,7 +105,7 @@ class NodeHost:
 
     def _form(self) -> None:
         wal = self.open_wal(self.journal_disk)
-        found(wal, membership(self._world.names))
+        found(wal, membership(self._world.founders))
         wal.close()
 
     def open_wal(self, disk: Disk) -> Wal:
@@ -157,6 +157,8 @@ class NodeHost:
 class NodeProcess:
     """One life. It is the engine's `Ports`, and what the world knows of it."""
 
+    formed = True
+
     def __init__(self, world: World, owner: Owner, host: NodeHost) -> None:
         self.owner = owner
         self.name = owner.name
@@ -166,18 +168,27 @@ class NodeProcess:
         self._crash: tuple[str, int, str, Callable[[], None]] | None = None
         self._rng = random.Random(host.rng.getrandbits(64))
         self._writes = 0
-        store = DirectoryStore(host.snapshot_disk, clock=lambda: world.scheduler.now)
-        opened = open_state(host.journal_disk, store, host.open_wal)
-        assert opened.membership is not None
-        self._wal = opened.wal
+        self._store = DirectoryStore(host.snapshot_disk, clock=lambda: world.scheduler.now)
+        self._opened = open_state(host.journal_disk, self._store, host.open_wal)
+        self._wal = self._opened.wal
+        self._begin()
+        world.scheduler.after(self._rng.uniform(0.0, host.tick_s), owner, self._tick)
+
+    def _begin(self) -> None:
+        self._start_engine()
+
+    def _start_engine(self) -> None:
+        world, host, opened = self._world, self._host, self._opened
+        configurations = opened.configurations or configurations_of(opened.wal, opened.snapshot, self.name)
+        assert configurations
         self.engine = Engine(
             name=self.name,
             instance=host.instance,
-            configurations=opened.configurations,
+            configurations=configurations,
             wal=opened.wal,
             machine=opened.machine,
             snapshot=opened.snapshot,
-            store=store,
+            store=self._store,
             ports=self,
             clock=world.clocks[self.name],
             rng=random.Random(host.rng.getrandbits(64)),
@@ -185,7 +196,6 @@ class NodeProcess:
             compaction=host.limits,
         )
         self._core = self.engine.core
-        world.scheduler.after(self._rng.uniform(0.0, host.tick_s), owner, self._tick)
 
     # --- view -----------------------------------------------------------------------------------------
 
@@ -208,6 +218,10 @@ class NodeProcess:
     @property
     def log_version(self) -> int:
         return self._wal.position
+
+    @property
+    def voters(self) -> tuple[str, ...]:
+        return self.engine.membership.voters
 
     def log(self) -> list[Entry]:
         return self._wal[:]
@@ -457,6 +471,11 @@ def membership(names: tuple[str, ...]) -> Membership:
     return Membership("5" * 32, members, tuple((name, f"{number:032x}") for number, name in enumerate(names)))
 
 
+def instance_of(world: World, name: str, life: int = 0) -> str:
+    """Of the disk that a node has in its `life`, counted in wiped disks."""
+    return f"{life:016x}{world.names.index(name):016x}"
+
+
 @contextlib.contextmanager
 def small_bounds(rng: random.Random) -> Iterator[None]:
     """Bounds made for megabytes, made for a few bytes: so that messages, batches, pages and chunks are
@@ -478,5 +497,5 @@ def small_bounds(rng: random.Random) -> Iterator[None]:
 def run_node(seed: int, nodes: int, transcript: Callable[[str], None] | None = None) -> Result:
     with small_bounds(random.Random(f"{seed} bounds")):
         world = World(seed, nodes, NodeHost, reference=Reference().apply, transcript=transcript)
-        world.invariants.formed(MEMBERSHIP_ENTRY + msgspec.json.encode(membership(world.names)))
+        world.invariants.formed(MEMBERSHIP_ENTRY + msgspec.json.encode(membership(world.founders)))
         return world.run()

@@ -212,6 +212,12 @@ class StockProcess:
     def last_index(self) -> int:
         return self._journal.entries[-1][1]
 
+    formed = True
+
+    @property
+    def voters(self) -> tuple[str, ...]:
+        return self._world.names
+
     def matches(self) -> tuple[()]:
         """Not looked at: what stock believes is wrong so often that it would hide what comes of it."""
         return ()

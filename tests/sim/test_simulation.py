@@ -32,6 +32,15 @@ def test_no_seed_violates_an_invariant(nodes: int, seeds: int) -> None:
     assert f"{seeds} seeds, 0 violations" in done.stdout
 
 
+def test_no_seed_violates_an_invariant_while_members_come_and_go() -> None:
+    done = simulate("--members", "--seeds", "80")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "80 seeds, 0 violations" in done.stdout
+    for what in ("add", "promote", "remove", "wipe", "excluded"):
+        assert re.search(rf"[1-9]\d* {what}", done.stdout), f"{what}: never in {done.stdout}"
+
+
 def test_the_seeds_reach_what_they_are_for() -> None:
     """A run in which nothing went wrong proves nothing."""
     done = simulate("--seeds", "100")

@@ -23,7 +23,7 @@ from raftkv.raft.quorum import majority
 from tests.sim.client import Answer, Client, Request, check_history
 from tests.sim.faults import Fault, schedule
 from tests.sim.invariants import Entry, Invariants, Violation
-from tests.sim.network import Network
+from tests.sim.network import Doors, Network
 from tests.sim.scheduler import Owner, Scheduler
 
 # Messages at which a trap springs, and what they are of; the second names are stock PySyncObj's.
@@ -56,7 +56,10 @@ class Process(Protocol):
     commit_index: int
     last_applied: int
     log_version: int
+    formed: bool  # it is part of a cluster: before that there is nothing to look at
 
+    @property
+    def voters(self) -> tuple[str, ...]: ...
     def log(self) -> list[Entry]: ...
     def matches(self) -> Sequence[tuple[str, int]]: ...
     def fingerprint(self) -> object: ...
@@ -122,9 +125,12 @@ class World:
         idempotency: bool = True,
         duration_s: float = 6.0,
         transcript: Callable[[str], None] | None = None,
+        spares: int = 0,
     ) -> None:
+        """`nodes` found the cluster; `spares` more may be added to it."""
         self.seed = seed
-        self.names = tuple(f"n{number}" for number in range(1, nodes + 1))
+        self.names = tuple(f"n{number}" for number in range(1, nodes + spares + 1))
+        self.founders = self.names[:nodes]
         self.scheduler = Scheduler(self._after_event)
         self.invariants = Invariants(self.names, reference)
         self.settling = False
@@ -141,7 +147,9 @@ class World:
         self.down: dict[str, float] = {}  # name -> when it may start again
         self.history: dict[bytes, list[Operation]] = {}
         self.hosts = {name: host_of(self, name) for name in self.names}
-        self.network = Network(self.names, self.scheduler, self.rng("network"), self.processes.get, self.log)
+        self.network = Network(
+            self.names, self.scheduler, self.rng("network"), self.processes.get, self.log, self.doors()
+        )
         client_rng = self.rng("clients")
         self.clients = [
             Client(
@@ -156,6 +164,10 @@ class World:
             )
             for number in range(1, client_rng.randint(3, 6))
         ]
+
+    def doors(self) -> Doors | None:
+        """None: everybody talks with everybody."""
+        return None
 
     def rng(self, purpose: str) -> random.Random:
         """A stream of its own for each purpose, so that one more draw here shifts nothing there."""
@@ -255,8 +267,8 @@ class World:
             client.stop()
 
     def _settled(self) -> bool:
-        processes = [process for process in self.processes.values() if process is not None]
-        if len(processes) < len(self.names):
+        processes = self.expected()
+        if processes is None:
             return False
         leaders = [process for process in processes if process.is_leader]
         if len(leaders) != 1 or not all(client.idle for client in self.clients):
@@ -264,23 +276,27 @@ class World:
         last = leaders[0].last_index()
         return all(p.last_applied == p.commit_index == last == p.last_index() for p in processes)
 
+    def expected(self) -> list[Process] | None:
+        """Who must lead, follow and agree in the end; None while one of them is down."""
+        processes = [process for process in self.processes.values() if process is not None]
+        return processes if len(processes) == len(self.names) else None
+
     def _check_agreement(self) -> None:
-        states = {}
-        for name, process in self.processes.items():
-            assert process is not None
-            states[name] = self.hosts[name].state(process)
-        first = states[self.names[0]]
+        processes = self.expected()
+        assert processes is not None
+        states = {process.name: self.hosts[process.name].state(process) for process in processes}
+        one, first = next(iter(states.items()))
         for name, state in states.items():
             if state != first:
-                raise Violation(
-                    "convergence", f"{name} and {self.names[0]} differ at the end: {state!r} {first!r}"
-                )
+                raise Violation("convergence", f"{name} and {one} differ at the end: {state!r} {first!r}")
 
     def _describe(self) -> str:
         parts = []
         for name, process in self.processes.items():
             if process is None:
                 parts.append(f"{name} down")
+            elif not process.formed:
+                parts.append(f"{name} has not formed")
             else:
                 parts.append(
                     f"{name} {'leads' if process.is_leader else 'follows'} term {process.term}"
@@ -292,7 +308,7 @@ class World:
 
     def _after_event(self, owner: Owner) -> None:
         process = self.processes[owner.name]
-        if process is not None and process.owner is owner:
+        if process is not None and process.owner is owner and process.formed:
             self.invariants.observe(process)
 
     # --- lives ----------------------------------------------------------------------------------------
@@ -304,7 +320,8 @@ class World:
         self.log("start", name)
         process = self.hosts[name].start(owner)
         self.processes[name] = process
-        self.invariants.process_started(process)
+        if process.formed:
+            self.invariants.process_started(process)
         self.network.process_started(process)
 
     def stop(self, name: str, *, power_cut: bool, down_s: float, why: str) -> None:
