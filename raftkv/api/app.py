@@ -37,7 +37,7 @@ from raftkv.api.errors import (
     status_of,
 )
 from raftkv.api.forward import Forwarder
-from raftkv.api.hot import Blocks, HotConnection, Queries, Turn
+from raftkv.api.hot import Blocks, HotConnection, Queries, Turn, is_plain
 from raftkv.api.limits import Limits
 from raftkv.api.routes import BY_TEMPLATE, KEY_TEMPLATE, METHODS, ROUTES, match
 from raftkv.api.samples import http_samples, tls_samples
@@ -451,12 +451,17 @@ class Listener:
 
     def connect(self) -> asyncio.Protocol:
         self._api.connections_accepted += 1
-        if self._api.hot_path and not self._ops:
-            return HotConnection(self._api, self, self._loop)
-        return self.cold()
+        return self.hot() if self._api.hot_path and not self._ops else self.cold()
+
+    def hot(self) -> HotConnection:
+        return HotConnection(self._api, self, self._loop)
 
     def cold(self) -> Connection:
-        return Connection(self.server, self._api, loop=self._loop)
+        return Connection(self.server, self._api, self, loop=self._loop)
+
+    def takes_back(self, data: bytes) -> bool:
+        """Whether a request on a cold connection that is idle is for the hot path."""
+        return self._api.hot_path and not self._ops and is_plain(data, self._api.blocks)
 
     async def _answer(self, exchange: Any) -> Any:
         return await self._api.answer(exchange, self._ops)

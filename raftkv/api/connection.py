@@ -61,6 +61,13 @@ class Connections(Protocol):
     def common_headers(self) -> str: ...
 
 
+class Hot(Protocol):
+    """The other kind of connection, and what is for it."""
+
+    def takes_back(self, data: bytes) -> bool: ...
+    def hot(self) -> asyncio.Protocol: ...
+
+
 class Connection(RequestHandler):
     __slots__ = (
         "_body",
@@ -70,6 +77,7 @@ class Connection(RequestHandler):
         "_head_tail",
         "_head_timer",
         "_held",
+        "_hot",
         "_line_bytes",
         "_refused",
         "_server",
@@ -77,7 +85,14 @@ class Connection(RequestHandler):
         "half_closed",
     )
 
-    def __init__(self, manager: Any, server: Connections, *, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        manager: Any,
+        server: Connections,
+        hot: Hot | None = None,
+        *,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
         limits = server.limits
         super().__init__(
             manager,
@@ -91,6 +106,7 @@ class Connection(RequestHandler):
             auto_decompress=False,
         )
         self._server = server
+        self._hot = hot  # None: it stays here
         self._body: StreamReader | None = None  # that of the last message, until its end
         self._body_left: int | None = None  # bytes of it to come; None: chunked
         self._held = b""  # what came while the parser was paused
@@ -155,10 +171,40 @@ class Connection(RequestHandler):
             return True
         return self._request_in_progress or bool(self._messages)
 
+    @property
+    def _is_idle(self) -> bool:
+        """Between two requests: the last is answered, and nothing of the next has come."""
+        waiter = self._waiter
+        return (
+            waiter is not None
+            and not waiter.done()
+            and not (self._messages or self._held or self._head_bytes or self._body is not None)
+            and not (self._reading_paused or self._buffer_paused or self.writing_paused)
+            and not (self.half_closed or self._server.closing)
+        )
+
+    def _hand_back(self, hot: Hot, data: bytes) -> None:
+        """To the hot path, with the request that these bytes begin with. What it gives back at once was not
+        for it, whatever it looked like: such a connection stays here."""
+        transport = self.transport
+        assert transport is not None
+        protocol = hot.hot()
+        self.transport = None  # which goes on: only this connection's part in it ends
+        self.connection_lost(None)
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        protocol.data_received(data)
+        then = transport.get_protocol()
+        if isinstance(then, Connection):
+            then._hot = None
+
     # --- what comes in -----------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
         if self._refused or self._force_close or self._close:
+            return
+        if self._hot is not None and data and self._is_idle and self._hot.takes_back(data):
+            self._hand_back(self._hot, data)
             return
         self._server.bytes_received += len(data)
         if not data:  # the parser was paused and goes on

@@ -4,7 +4,8 @@
           -> Turn, in the order of the requests -> one write for all answers that are ready
 
 What is not plain is not touched: the connection is handed whole to the cold path (`connection.py`), at the
-start of that request and with every byte of it, and stays there. Plain is a complete HTTP/1.1 request for
+start of that request and with every byte of it, and comes back with the first plain request that finds it
+idle there. Plain is a complete HTTP/1.1 request for
 `/v1/kv/KEY` whose every byte is of the kind that needs no second thought, and which the functions of
 `wire.py` take. So whatever is malformed, streamed, too large, slow or rare is refused or answered by the
 cold path alone, and both share the functions that give a plain request its meaning.
@@ -164,6 +165,16 @@ def parse_block(block: bytes, limits: Limits) -> Head | None:
     if "," in headers.get("If-Match", ""):
         return None  # several revisions: the key is read before it is written
     return Head(headers, length or 0, request_id, limits)
+
+
+def is_plain(data: bytes, blocks: Blocks) -> bool:
+    """Whether these bytes begin with a whole request that this path would take, as far as its bytes tell."""
+    line = _REQUEST_LINE.match(data)
+    if line is None:
+        return False
+    block_end = data.find(b"\r\n\r\n", line.end() - 2)
+    head = blocks.head(data[line.end() : block_end + 2]) if block_end >= 0 else None
+    return head is not None and block_end + 4 + head.length <= min(len(data), PLAIN_BYTES_MAX)
 
 
 class Blocks:

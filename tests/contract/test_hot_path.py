@@ -380,6 +380,82 @@ async def test_an_unfinished_request_goes_to_the_cold_path(
         assert (await connection.reply()).body == b"v"
 
 
+LIST = request("GET", "/v1/kv?prefix=a")
+
+
+async def until_idle_on_the_cold_path(node: Node) -> None:
+    """An answer is there a moment before its connection waits for the next request."""
+    (listener,) = [each for _, each in node.api._listeners]
+    await until(lambda: all(each._is_idle for each in listener.server.connections))
+
+
+async def test_a_connection_comes_back_to_the_hot_path(node: Node, handed_over: list[object]) -> None:
+    async with node.http.connect() as connection:
+        for round in range(3):
+            connection.send(LIST)
+            assert (await connection.reply()).status == 200
+            assert (len(handed_over), len(node.api.hot)) == (round + 1, 0)
+            await until_idle_on_the_cold_path(node)
+            for _ in range(2):
+                connection.send(request("PUT", "/v1/kv/a", [], b"v"))
+                assert (await connection.reply("PUT")).status in (200, 201)
+                assert (len(handed_over), len(node.api.hot)) == (round + 1, 1)
+        assert node.api.connections_open == 1
+    await until(lambda: node.api.connections_open == len(node.api.hot) == 0)
+    assert node.api.requests_in_flight == 0
+
+
+async def test_what_only_looks_plain_brings_a_connection_back_once(
+    node: Node, handed_over: list[object]
+) -> None:
+    async with node.http.connect() as connection:
+        for count in (1, 2, 2, 2):
+            connection.send(request("GET", "/v1/kv/a?zap=1"))
+            assert (await connection.reply()).status == 400
+            assert len(handed_over) == count
+            await until_idle_on_the_cold_path(node)
+        connection.send(request("GET", "/v1/kv/a"))
+        assert (await connection.reply()).status == 404
+        assert len(handed_over) == 2
+    await until(lambda: node.api.connections_open == 0)
+
+
+async def test_a_plain_request_behind_one_that_is_not_answered_yet_waits_its_turn(node: Node) -> None:
+    """In one packet, in a packet of its own while the first waits, and in two halves."""
+    plain = request("PUT", "/v1/kv/a", [], b"v")
+    append = request("POST", "/v1/kv/a?op=append", [], b"w")
+    async with node.http.connect() as connection:
+        connection.send(append + plain)
+        assert (await connection.reply("POST")).json["length"] == 1
+        assert (await connection.reply("PUT")).json["revision"] == 2
+        node.consensus.hold()
+        connection.send(append)
+        await until(lambda: len(node.consensus.proposed) == 3)
+        connection.send(plain)
+        node.consensus.release()
+        assert (await connection.reply("POST")).json["length"] == 2
+        assert (await connection.reply("PUT")).json["revision"] == 4
+        await until_idle_on_the_cold_path(node)
+        connection.send(plain[:10])
+        await until(lambda: node.api.bytes_received == 2 * len(append + plain) + 10)
+        connection.send(plain[10:])
+        assert (await connection.reply("PUT")).json["revision"] == 5
+
+
+async def test_a_connection_that_came_back_has_its_deadlines(handed_over: list[object]) -> None:
+    node = await start_node(replace(Limits(), idle_seconds_max=1))
+    async with node.http.connect() as connection:
+        connection.send(LIST)
+        await connection.reply()
+        await until_idle_on_the_cold_path(node)
+        connection.send(request("GET", "/v1/kv/a"))
+        await connection.reply()
+        assert (len(handed_over), len(node.api.hot)) == (1, 1)
+        assert await connection.closed()
+    await until(lambda: node.api.connections_open == 0)
+    await node.api.close()
+
+
 async def test_a_client_that_takes_no_answers_is_read_no_further(node: Node) -> None:
     await node.http("PUT", "/v1/kv/a", b"v" * 500_000)
     async with node.http.connect() as connection:
