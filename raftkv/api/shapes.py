@@ -89,6 +89,17 @@ SCHEMAS: dict[str, Json] = {
             "detail": {"type": "string", "description": "Why it failed."},
         }
     ),
+    "Security": record(
+        {
+            "tls": {**YES_OR_NO, "description": "On the API's port."},
+            "peer_tls": {**YES_OR_NO, "description": "Between members."},
+            "auth": TEXT,
+            "certificates": listed(
+                record({"use": TEXT, "names": listed(TEXT), "not_after": TEXT, "seconds_left": NUMBER})
+            ),
+            "reload_problems": listed(TEXT),
+        }
+    ),
     "Health": record(
         {"status": {"const": "ok"}},
         {"checks": listed(record({"name": TEXT, "ok": YES_OR_NO, "detail": TEXT}))},
@@ -167,6 +178,7 @@ STATUS: Json = {
     "draining": False,
     "time": 1763920702.4,
     "alarms": [],
+    "security": {"tls": False, "peer_tls": False, "auth": "off", "certificates": [], "reload_problems": []},
     "revision": 64235,
     "keys": 63666,
     "bytes": 52000000,
@@ -231,6 +243,7 @@ ANSWERS: dict[str, Shape] = {
                     {
                         "time": {"type": "number", "description": "This node's clock, in Unix seconds."},
                         "alarms": listed(ref("Alarm")),
+                        "security": ref("Security"),
                         "revision": WHOLE,
                         "keys": WHOLE,
                         "bytes": WHOLE,
