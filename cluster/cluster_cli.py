@@ -10,6 +10,7 @@ import click
 from cluster import health as judgement
 from cluster.connection import connection_options, output_option
 from cluster.output import print_json, print_table
+from cluster.recover_cli import recover
 from cluster.survey import NODE_SECONDS, Node, survey
 from raftkv.client import Client
 
@@ -20,10 +21,14 @@ _COLUMNS = ("name", "url", "role", "ready", "term", "applied", "alarms")
     epilog="""\b
 Examples:
   raftkv cluster health
-  raftkv cluster health --json"""
+  raftkv cluster health --json
+  raftkv cluster recover --help"""
 )
 def cluster() -> None:
-    """The cluster as a whole: whether it is well."""
+    """The cluster as a whole: whether it is well, and what to do when most of it is lost."""
+
+
+cluster.add_command(recover)
 
 
 @cluster.command(

@@ -79,12 +79,12 @@ def restore(
         raise click.UsageError("--member names the members; --nodes and --base-port are for `raftkv up`")
     with refusals():
         if member:
-            _restore_members(url, target, data_dir, _members(member), only, new_cluster_id)
+            _restore_members(url, target, data_dir, members_of(member), only, new_cluster_id)
         else:
             _restore_local(url, target, data_dir, nodes, base_port, new_cluster_id)
 
 
-def _members(texts: tuple[str, ...]) -> tuple[Member, ...]:
+def members_of(texts: tuple[str, ...]) -> tuple[Member, ...]:
     setting = SETTING_BY_NAME["member"]
     try:
         members: tuple[Member, ...] = setting.parse(list(texts))

@@ -98,7 +98,7 @@ class Wal:
         with ExitStack() as on_failure:
             on_failure.callback(disk.close)
             disk.lock()
-            recovered = _read(disk)
+            recovered = read_all(disk)
             writer = Writer(
                 disk,
                 journal_id=recovered.journal_id or draw_id(16),
@@ -382,7 +382,8 @@ class Wal:
         self.sync_seconds_last = writer.sync_seconds_last
 
 
-def _read(disk: Disk) -> Recovered:
+def read_all(disk: Disk) -> Recovered:
+    """What the journal holds, and nothing written. Raises JournalDamaged, JournalFailed."""
     try:
         return recover(disk.names(), disk.read)
     except OSError as error:

@@ -188,18 +188,25 @@ class _Replay:
         return bool(self.beyond)
 
     def _apply(self, index: int, payload: bytes) -> None:
-        if payload[:1] != REGULAR:
-            self.machine.advance(index)
-            return
         try:
-            log_time_ms, commands = decode_entry(payload[1:])
+            apply_entry(self.machine, index, payload, self._is_there)
         except ValueError as error:
             raise SnapshotDamaged(f"the archived log entry {index} can't be read: {error}") from error
-        self.machine.advance(index)
-        for command in commands:
-            if self._is_there():
-                return
-            self.machine.apply(index, log_time_ms, command)
+
+
+def apply_entry(
+    machine: Machine, index: int, payload: bytes, enough: Callable[[], bool] = lambda: False
+) -> None:
+    """One command at a time, until there is `enough`. Raises ValueError for an entry of no known form."""
+    if payload[:1] != REGULAR:
+        machine.advance(index)
+        return
+    log_time_ms, commands = decode_entry(payload[1:])
+    machine.advance(index)
+    for command in commands:
+        if enough():
+            return
+        machine.apply(index, log_time_ms, command)
 
 
 def _check_reached(replay: _Replay, target: Target) -> None:

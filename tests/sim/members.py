@@ -33,8 +33,10 @@ from raftkv.raft.membership import Add, Change, Promote, Remove, decode_membersh
 from raftkv.raft.opening import found
 from raftkv.raft.quorum import majority
 from raftkv.raft.roster import Roster
+from raftkv.snapshot.codec import Manifest
 from tests.sim.client import Answer, Refused, Request
 from tests.sim.disk import MemoryDisk
+from tests.sim.invariants import Entry, Violation
 from tests.sim.network import Doors
 from tests.sim.node import (
     MEMBERSHIP_ENTRY,
@@ -152,6 +154,13 @@ class MemberProcess(NodeProcess):
         self.formed = True
         engine = self.engine
         engine.on_membership = self._on_membership
+        publish = engine.compaction.published
+
+        def published(manifest: Manifest) -> None:
+            self._published(manifest)
+            publish(manifest)
+
+        engine.compaction.published = published  # type: ignore[method-assign]
         self._on_membership()
         self._world.joined(self)
         for peer in self.hellos:
@@ -166,6 +175,27 @@ class MemberProcess(NodeProcess):
     @property
     def dials(self) -> tuple[str, ...]:
         return tuple(member.name for member in self.roster.members)
+
+    def log(self) -> list[Entry]:
+        """And what is in effect is what this log says."""
+        log = super().log()
+        covered = self.engine.core.configurations[0][0]
+        newest = next((i for p, i, _ in reversed(log) if p[:1] == MEMBERSHIP_ENTRY and i > covered), covered)
+        if self.engine.core.membership_index != newest:
+            raise Violation(
+                "membership",
+                f"{self.name} goes by the membership of entry {self.engine.core.membership_index}, the newest in "
+                f"its log is of {newest}",
+            )
+        return log
+
+    def _published(self, manifest: Manifest) -> None:
+        expected = self._world.membership_at(manifest.index)
+        if manifest.membership != expected:
+            raise Violation(
+                "membership",
+                f"{self.name} has {manifest.membership} in its snapshot {manifest.id}, not {expected}",
+            )
 
     def judge(self, hello: Hello) -> Refusal | None:
         return judge(hello, self.standing)
@@ -271,11 +301,13 @@ class MemberProcess(NodeProcess):
 class MemberWorld(World):
     def __init__(self, seed: int, nodes: int, spares: int, transcript: Callable[[str], None] | None) -> None:
         self.committed = membership(tuple(f"n{number}" for number in range(1, nodes + 1)))
+        self._history = [(1, self.committed)]
         reference = Reference()
 
         def apply(index: int, payload: bytes) -> Hashable:
             if payload[:1] == MEMBERSHIP_ENTRY and index > 1:
                 self.committed = decode_membership(payload)
+                self._history.append((index, self.committed))
                 self.invariants.voters = self.committed.voters
                 self.counts["memberships"] += 1
             return reference.apply(index, payload)
@@ -307,6 +339,9 @@ class MemberWorld(World):
             return own, other
 
         return doors
+
+    def membership_at(self, index: int) -> Membership:
+        return next(membership for at, membership in reversed(self._history) if at <= index)
 
     def joined(self, process: MemberProcess) -> None:
         if self.processes[process.name] is process:  # else it is starting, and will be looked at
