@@ -184,8 +184,8 @@ class MemberProcess(NodeProcess):
         if self.engine.core.membership_index != newest:
             raise Violation(
                 "membership",
-                f"{self.name} goes by the membership of entry {self.engine.core.membership_index}, the newest in "
-                f"its log is of {newest}",
+                f"{self.name} goes by the membership of entry {self.engine.core.membership_index}, the "
+                f"newest in its log is of {newest}",
             )
         return log
 

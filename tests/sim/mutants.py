@@ -333,6 +333,7 @@ MUTANTS: tuple[Mutant, ...] = (
             "False",
         ),
         members=True,
+        seed=25,
     ),
     _mutant(
         "change-before-no-op",
@@ -387,18 +388,21 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
         (core.Core, "is_voter", "and self.membership.instance(self.name) == self.instance", ""),
         members=True,
+        seed=39,
     ),
     _mutant(
         "disk-of-old-votes",
         "a node that was added anew counts itself for the voter that its lagging log still names",
         (core.Core, "is_voter", "and self.membership.instance(self.name) == self.instance", ""),
         members=True,
+        seed=27,
     ),
     _mutant(
         "truncated-membership-stays",
         "a membership counts on after its entry was truncated",
         (core.Core, "_truncate_from", "if self.membership_index >= index:", "if False:"),
         members=True,
+        seed=7,
     ),
     _mutant(
         "membership-when-committed",
@@ -410,6 +414,7 @@ MUTANTS: tuple[Mutant, ...] = (
             "self.log.add(fresh.payload, index + offset, fresh.term)",
         ),
         members=True,
+        seed=7,
     ),
     _mutant(
         "snapshot-forgets-members",
@@ -422,6 +427,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "a restart knows only the membership of its snapshot",
         (opening, "configurations_of", "return (covered, *later)", "return (covered,)"),
         members=True,
+        seed=20,
     ),
     # --- reads and answers ---
     _mutant(
