@@ -5,6 +5,7 @@
     .venv/bin/python scripts/bench.py --bars          only what the bars in docs/benchmarks.md need
     .venv/bin/python scripts/bench.py --quick         the same with two seconds a case and three rounds
     .venv/bin/python scripts/bench.py --redraw FILE   tables and chart of an earlier run
+    .venv/bin/python scripts/bench.py --probe NAME    raftkv alone: knee, follower, growth, instruments
 
 Starts every system itself, on loopback, each on fresh data on the same disk, and ends it. A system that
 something is missing for is left out, with a word on what to install; --install does that (as root). Results
@@ -33,6 +34,7 @@ sys.path.insert(0, str(ROOT))
 
 from cluster.bench import chart, results  # noqa: E402
 from cluster.bench.campaign import play_round, sync_ms  # noqa: E402
+from cluster.bench.probes import PROBES, probe  # noqa: E402
 from cluster.bench.requests import Case  # noqa: E402
 from cluster.bench.systems import SYSTEMS, System  # noqa: E402
 
@@ -63,6 +65,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="JSON; default results.json in the directory")
     parser.add_argument("--chart", type=Path, help="PNG and SVG under this name; default beside the JSON")
     parser.add_argument("--redraw", type=Path, metavar="FILE", help="measure nothing, show these results")
+    parser.add_argument("--probe", choices=PROBES, help="instead: how raftkv alone behaves; probe-NAME.json")
     parser.add_argument("--install", action="store_true", help=f"first: apt-get install {' '.join(PACKAGES)}")
     chosen = parser.parse_args()
     chosen.bars = chosen.bars or chosen.quick
@@ -84,6 +87,8 @@ def main() -> int:
     if chosen.install:
         install()
     chosen.directory.mkdir(parents=True, exist_ok=True)
+    if chosen.probe:
+        return probe(chosen.probe, chosen.rounds, chosen.seconds, chosen.directory)
     plan = planned(chosen)
     if not plan:
         print("nothing to measure", file=sys.stderr)

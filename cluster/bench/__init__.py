@@ -8,5 +8,7 @@ load.py        the load generators: wrk, and the Go clients built on first use
 campaign.py    rounds of systems and cases
 chart.py       the picture
 ceiling.py     the same answers from a constant: as fast as one Python process gets
+probes.py      raftkv alone: beyond its knee, beside a slow follower, with many keys, with its instruments
+uncounted.py   a node without instruments, for the last of these
 loadtest.py    k6 scripts against a cluster that dies and comes back meanwhile
 """

@@ -58,7 +58,7 @@ from raftkv.api.wire import (
     written_body,
     written_fields,
 )
-from raftkv.errors import NotLeader, RaftkvError
+from raftkv.errors import NotLeader, Overloaded, RaftkvError
 from raftkv.kv import record
 from raftkv.kv.command import Delete, Put
 from raftkv.metrics import RequestTimes
@@ -73,6 +73,10 @@ TURNS_MAX = 64
 PLAIN_BYTES_MAX = 48 << 10
 # How long an unfinished request may stay here; then the cold path waits for the rest, with its deadlines.
 UNFINISHED_S = 1.0
+# A connection that was refused for a full queue is not read from for so long: a client that asks again at
+# once, whatever Retry-After says, would otherwise keep the loop busy with refusals alone. Short enough for
+# whoever shares the connection.
+REST_S = 0.1
 # Answers that are joined into one write.
 JOINED_BYTES_MAX = 64 << 10
 
@@ -425,6 +429,7 @@ class HotConnection(asyncio.Protocol):
         "_loop",
         "_over",
         "_reading_paused",
+        "_resting",
         "_stalled",
         "_taking",
         "_transport",
@@ -448,6 +453,7 @@ class HotConnection(asyncio.Protocol):
         self._held_since = 0.0
         self._wanted_bytes = 0  # to be held before another look at them is worth it
         self._blocked = False  # what is held waits for turns to end, or for the client
+        self._resting = False  # it was refused for a full queue a moment ago
         self._head_bytes_max = min(server.limits.request_line_bytes_max, server.limits.header_bytes_max)
         self._writing_paused = False
         self._reading_paused = False
@@ -558,7 +564,7 @@ class HotConnection(asyncio.Protocol):
         at, end = 0, len(data)
         self._taking = True
         while at < end and not self._over:
-            if self._writing_paused or len(self._turns) >= TURNS_MAX:
+            if self._writing_paused or self._resting or len(self._turns) >= TURNS_MAX:
                 self._block()
                 break
             taken = self._take_one(data, at)
@@ -639,6 +645,8 @@ class HotConnection(asyncio.Protocol):
                 turn.reached(None)
         except RaftkvError as error:
             turn.refuse(error)
+            if isinstance(error, Overloaded):
+                self._rest()
         except Exception as bug:  # noqa: BLE001  # the edge: whatever it is, the client is told
             turn.fail(bug)
         return True
@@ -678,6 +686,8 @@ class HotConnection(asyncio.Protocol):
             service.write_soon(command, turn.applied, timeout_s=query.timeout_s, size_bytes=len(value))
         except RaftkvError as error:
             turn.refuse(error)
+            if isinstance(error, Overloaded):
+                self._rest()
         except Exception as bug:  # noqa: BLE001  # the edge: whatever it is, the client is told
             turn.fail(bug)
         return True
@@ -714,6 +724,16 @@ class HotConnection(asyncio.Protocol):
     def _block(self) -> None:
         self._blocked = True
         self._pause_reading()
+
+    def _rest(self) -> None:
+        if not self._resting:
+            self._resting = True
+            self._block()
+            self._loop.call_later(REST_S, self._rested)
+
+    def _rested(self) -> None:
+        self._resting = False
+        self._go_on()
 
     def _pause_reading(self) -> None:
         if not self._reading_paused:
@@ -765,7 +785,7 @@ class HotConnection(asyncio.Protocol):
 
     def _go_on(self) -> None:
         """What was held back may go on now."""
-        if self._over or self._writing_paused or not self._blocked:
+        if self._over or self._writing_paused or self._resting or not self._blocked:
             return
         if self._leaving:
             if not self._turns:

@@ -380,6 +380,29 @@ async def test_an_unfinished_request_goes_to_the_cold_path(
         assert (await connection.reply()).body == b"v"
 
 
+async def test_a_connection_that_meets_a_full_queue_rests_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a client that asks again at once can't keep a full node busy with refusals."""
+    node = await start_node(replace(Limits(), writes_in_flight_max=10))
+    monkeypatch.setattr(hot, "REST_S", 3600.0)
+    node.consensus.hold()
+    async with node.http.connect() as connection:
+        connection.send(request("PUT", "/v1/kv/a", [], b"v") * 15)
+        await until(lambda: node.api.requests_in_flight == 11)
+        (served,) = node.api.hot
+        assert served._resting
+        node.consensus.release()
+        statuses = [(await connection.reply("PUT")).status for _ in range(11)]
+        assert statuses == [201] + [200] * 9 + [429]
+        connection.send(request("PUT", "/v1/kv/a", [], b"v"))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert (len(node.consensus.proposed), node.api.requests_in_flight) == (10, 0)
+        served._rested()
+        assert [(await connection.reply("PUT")).status for _ in range(5)] == [200] * 5
+    await until(lambda: node.api.connections_open == 0)
+    await node.api.close()
+
+
 LIST = request("GET", "/v1/kv?prefix=a")
 
 
