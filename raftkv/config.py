@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from raftkv.addresses import Address, parse_address, parse_client_url, parse_name, parse_peer
 from raftkv.api.limits import LIMITS, Limit, Limits
 from raftkv.errors import ConfigError
 from raftkv.model import Member
@@ -29,7 +30,6 @@ SECRET_BYTES_MIN = 16
 SECRET_BYTES_MAX = 4096
 MEMBERS_MAX = 9  # quorums above five voters only cost latency; nine leaves room for learners
 
-Address = tuple[str, int]
 Route = Literal["redirect", "forward"]
 LogFormat = Literal["text", "json"]
 
@@ -122,31 +122,10 @@ class Setting:
 
 # --- parsers: text to value, or ValueError -----------------------------------------------------------
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB)?")
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)\s*(ms|s|m)?", re.ASCII)
 _DURATION_UNITS = {None: 1.0, "ms": 0.001, "s": 1.0, "m": 60.0}
 _SIZE_UNITS = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-
-
-def parse_name(text: str) -> str:
-    if not _NAME.fullmatch(text):
-        raise ValueError("not a node's name")
-    return text
-
-
-def parse_address(text: str) -> Address:
-    """HOST:PORT, [IPv6]:PORT, or :PORT for every address of the machine."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535:
-        raise ValueError("no port from 1 to 65535 after the last colon")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise ValueError("an IPv6 address stands in brackets: [::1]:8400")
-    if any(character.isspace() or character in "/[]@" for character in host):
-        raise ValueError(f"{host!r} is no host name or address")
-    return host or "0.0.0.0", int(port)
 
 
 def parse_member(text: str) -> Member:
@@ -156,22 +135,7 @@ def parse_member(text: str) -> Member:
     if not equals or not comma:
         raise ValueError("not of the form NAME=RAFT_HOST:PORT,http://API_HOST:PORT")
     parse_name(name.strip())
-    if peer.strip().startswith(":"):
-        raise ValueError("the raft address needs a host that the other members can dial")
-    parse_address(peer.strip())
-    return Member(name=name.strip(), peer=peer.strip(), client_url=parse_client_url(url.strip()))
-
-
-def parse_client_url(text: str) -> str:
-    """http(s)://HOST[:PORT], without a path: what clients are sent to. A slash at the end is dropped."""
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{text!r} is no http:// or https:// URL with a host")
-    if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username is not None:
-        raise ValueError(f"{text!r} has more than scheme, host and port")
-    if parts.port == 0:
-        raise ValueError(f"{text!r} has port 0")
-    return text.rstrip("/")
+    return Member(name=name.strip(), peer=parse_peer(peer.strip()), client_url=parse_client_url(url.strip()))
 
 
 def parse_members(texts: Sequence[str]) -> tuple[Member, ...]:
