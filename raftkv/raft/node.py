@@ -487,7 +487,9 @@ class RaftNode:
     def _on_refused(self, peer: Hello, refusal: Refusal) -> None:
         """A node with nothing to lose stops at the first such word; a member only when a majority says so,
         since one misled peer must not take it down, or when it is shown the membership that excludes it."""
-        log.error(
+        waiting = self._settings.joining and self._engine is None  # not added yet: that is what it waits for
+        log.log(
+            logging.INFO if waiting else logging.ERROR,
             "refused_by_peer node=%s peer=%s code=%s reason=%s",
             self._settings.name,
             peer.name,
@@ -497,8 +499,8 @@ class RaftNode:
         self._refusals[peer.name] = refusal
         if self._engine is not None and self._roster.learn(peer.membership):
             self._on_membership()
-        if self._settings.joining and self._engine is None:
-            return  # not added yet: that is what it waits for
+        if waiting:
+            return
         refusing = sum(refusal.code in IDENTITY_REFUSALS for refusal in self._refusals.values())
         needed = 1 if self._forming.membership is None else majority(len(self._roster.members))
         if refusing >= needed and refusal.code in IDENTITY_REFUSALS:

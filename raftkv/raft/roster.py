@@ -99,6 +99,8 @@ class Roster:
         """The cluster goes on without this disk: removed, or another one was added under its name. Said only
         by a membership later than the one that let it in."""
         committed = self.committed
+        if not identity.cluster:
+            return False  # it waits to be let in
         if committed is None or committed.instance(identity.name) == identity.instance:
             return False
         if committed.instance(identity.name) == "" and not identity.cluster:
