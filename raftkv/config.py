@@ -73,6 +73,8 @@ class Config:
     limits: Limits = Limits()  # noqa: RUF009 (frozen)
     log_format: LogFormat = "text"
     log_level: str = "info"
+    slow_request_ms: int = 1000
+    otlp_endpoint: str | None = None
     warnings: tuple[str, ...] = ()  # what is allowed and still unwise; the process logs them once
 
     @property
@@ -169,6 +171,14 @@ def parse_switch(text: str) -> bool:
     if text not in ("true", "false"):
         raise ValueError("neither true nor false")
     return text == "true"
+
+
+def parse_collector(text: str) -> str:
+    """http(s)://HOST[:PORT][/PATH]"""
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError(f"{text!r} is no http:// or https:// URL with a host")
+    return text
 
 
 def one_of(*words: str) -> Callable[[str], str]:
@@ -460,6 +470,20 @@ SETTINGS: tuple[Setting, ...] = (
         "debug",
         "Least severe event that is logged.",
         "info",
+    ),
+    _setting_of_integer(
+        "slow_request_ms",
+        1000,
+        0,
+        3_600_000,
+        "Log requests that take this long or longer, in milliseconds; streams are left out. 0: none.",
+    ),
+    Setting(
+        "otlp_endpoint",
+        parse_collector,
+        "http:// or https:// and a host",
+        "http://127.0.0.1:4318",
+        "Send a span of each request to this OpenTelemetry collector, over OTLP/HTTP. Needs raftkv[otel].",
     ),
 )
 LIMIT_SETTINGS = tuple(_setting_of_limit(limit) for limit in LIMITS if limit.least < limit.most)

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from raftkv.api.alarms import ALARMS, alarms
+from raftkv.api.request_log import RequestLog
 from raftkv.metrics import Sample
 from raftkv.raft.status import ArchiveStatus, LogArchiveStatus, NodeStatus
 from raftkv.service import KVService
@@ -25,7 +26,7 @@ class HttpCounts(Protocol):
     requests_in_flight: int
     bytes_received: int
     bytes_sent: int
-    slow: int
+    requests: RequestLog
 
     @property
     def forwarded(self) -> int: ...
@@ -112,7 +113,7 @@ def http_samples(counts: HttpCounts) -> Iterable[Sample]:
         ("http_received_bytes", "From clients, heads and bodies.", counts.bytes_received),
         ("http_sent_bytes", "To clients, heads and bodies.", counts.bytes_sent),
         ("http_forwarded", "Requests that were passed on to the leader.", counts.forwarded),
-        ("http_slow", "Requests that took --slow-request-ms or longer.", counts.slow),
+        ("http_slow", "Requests that took --slow-request-ms or longer.", counts.requests.slow),
     ]
     for name, help, value in counters:
         yield Sample(name, help, float(value), {}, counter=True)

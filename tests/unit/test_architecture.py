@@ -41,6 +41,7 @@ LIBRARIES = {
     "pysyncobj": ("raftkv.raft",),
     "aiohttp": ("raftkv.api", "raftkv.client", "cluster"),
     "rados": ("raftkv.snapshot.rados",),
+    "opentelemetry": ("raftkv.api.spans",),
     "cryptography": ("raftkv.tls", "cluster.certs"),
     "click": ("cluster",),
     "rich": ("cluster",),
