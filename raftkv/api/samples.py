@@ -32,7 +32,7 @@ class HttpCounts(Protocol):
     def forwarded(self) -> int: ...
 
 
-def samples(service: KVService, version: str) -> Iterable[Sample]:
+def samples(service: KVService, version: str, security: Security) -> Iterable[Sample]:
     """The node's numbers, as Prometheus sees them."""
     known: NodeStatus = service.consensus.status()
     machine = service.machine
@@ -78,7 +78,10 @@ def samples(service: KVService, version: str) -> Iterable[Sample]:
     if known.archive is not None:
         yield from _archive_samples(known.archive)
     yield Sample("info", "Who this is, and of which release.", 1.0, labels_of_info(known, version))
-    raised = {alarm.name for alarm in alarms(known, machine.bytes)}
+    for what in ("tls", "peer_tls", "auth"):
+        help = "1 where it is on: TLS for clients, between members, and tokens."
+        yield Sample("security_on", help, float(what not in security.off), {"what": what})
+    raised = {alarm.name for alarm in alarms(known, machine.bytes, security)}
     for name in ALARMS:
         help = "1 where the node says that something needs a person, by what."
         yield Sample("alarm", help, float(name in raised), {"alarm": name})
