@@ -20,8 +20,7 @@ STORAGE = {"journal", "snapshot"}
 PARTS = {
     "errors": set[str](),
     "model": {"errors"},
-    "addresses": set[str](),
-    "config": WORDS | {"addresses", "api.limits"},  # which are values alone
+    "config": WORDS | {"api.limits"},  # which are values alone
     "metrics": WORDS,
     "complaints": set[str](),
     "tls": WORDS | {"complaints"},
@@ -30,7 +29,7 @@ PARTS = {
     "snapshot": WORDS | {"kv", "journal.disk"},  # the one seam to a file system
     "raft": WORDS | {"kv", "metrics", "complaints", "tls"} | STORAGE,
     "service": WORDS | {"kv", "metrics", "raft"} | STORAGE,
-    "api": WORDS | {"addresses", "kv", "metrics", "raft", "service", "tls"} | STORAGE,
+    "api": WORDS | {"kv", "metrics", "raft", "service", "tls"} | STORAGE,
     "client": WORDS | {"tls"},
     "__main__": set(),
 }
@@ -41,7 +40,6 @@ LIBRARIES = {
     "pysyncobj": ("raftkv.raft",),
     "aiohttp": ("raftkv.api", "raftkv.client", "cluster"),
     "rados": ("raftkv.snapshot.rados",),
-    "opentelemetry": ("raftkv.api.spans",),
     "cryptography": ("raftkv.tls", "cluster.certs"),
     "click": ("cluster",),
     "rich": ("cluster",),
