@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from cluster.certs import DAYS, LOCAL_HOSTS, make_all
-from raftkv.config import parse_name
+from raftkv.addresses import parse_name
 
 
 @click.group(epilog="Example: raftkv certs dev --out certs --member n1 --member n2 --member n3")

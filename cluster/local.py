@@ -52,7 +52,8 @@ class LocalCluster:
 
     `hosts` gives a node another address than 127.0.0.1; `command_prefix` words before its command line,
     which must exec it (`ip netns exec …`). `extra_args` go to every `raftkv serve`. `tls`: for clients and
-    between the nodes.
+    between the nodes. `founders`: how many of the nodes form the cluster (default: all); those after them
+    join it, once they are started and added.
     """
 
     def __init__(
@@ -66,10 +67,13 @@ class LocalCluster:
         extra_args: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         tls: bool = False,
+        founders: int | None = None,
     ) -> None:
         self.data_dir = Path(data_dir).absolute()
         self.base_port = base_port
         self.names: tuple[str, ...] = tuple(f"n{number + 1}" for number in range(nodes))
+        self.founders = self.names[: nodes if founders is None else founders]
+        self.joining = set(self.names[len(self.founders) :])  # who is started with --join
         self._hosts = dict(hosts or {})
         self._command_prefix = dict(command_prefix or {})
         self._extra_args = tuple(extra_args)
@@ -155,7 +159,8 @@ class LocalCluster:
 
     def command(self, name: str) -> list[str]:
         """The node's whole command line."""
-        members = (f"{each}={self.raft_address(each)},{self.api_url(each)}" for each in self.names)
+        known = self.founders if name in self.founders else (*self.founders, name)
+        members = (f"{each}={self.raft_address(each)},{self.api_url(each)}" for each in known)
         return [
             *self._command_prefix.get(name, ()),
             *(sys.executable, "-m", "raftkv", "serve"),
@@ -165,6 +170,7 @@ class LocalCluster:
             *("--raft", self.raft_address(name)),
             *(word for member in members for word in ("--member", member)),
             *("--secret-file", str(self.secret_path)),
+            *(("--join",) if name in self.joining else ()),
             *(self._tls_arguments(name) if self.tls else ()),
             *self._extra_args,
         ]
@@ -184,7 +190,8 @@ class LocalCluster:
         self._paused.discard(name)
 
     def start_all(self) -> None:
-        for name in self.names:
+        """Those that found the cluster."""
+        for name in self.founders:
             if not self.alive(name):
                 self.start(name)
 
@@ -273,10 +280,10 @@ class LocalCluster:
         return self.alive(name) and name not in self._paused and self.get(name, "/readyz")[0] == 200
 
     def wait_ready(self, names: Iterable[str] | None = None, timeout_s: float = 30) -> None:
-        """Until each of `names` (default: all) answers /readyz with 200. Raises NodeFailed with the end of
-        the log where one dies or is too late."""
+        """Until each of `names` (default: the founders) answers /readyz with 200. Raises NodeFailed with the
+        end of the log where one dies or is too late."""
         deadline = time.monotonic() + timeout_s
-        for name in self.names if names is None else tuple(names):
+        for name in self.founders if names is None else tuple(names):
             while not self.ready(name):
                 if not self.alive(name):
                     raise NodeFailed(f"{name} ended with code {self.exit_code(name)}\n{self._log_end(name)}")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import click
 
-from raftkv.config import Address, parse_address
+from raftkv.addresses import Address, parse_address
 
 BODY_BYTES_MAX = 4096
 

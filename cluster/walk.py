@@ -15,6 +15,7 @@ import argparse
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,6 +38,12 @@ LEFT_OUT = {
     r"^scripts/test\b": "it takes half an hour, and this walk is one of its tests",
     r"^docker\b": "it needs a docker engine; the tests of the image start one",
     r"^helm\b|^kubectl\b": "it needs a Kubernetes; the chart's tests render and validate it",
+}
+
+
+# Without Debian's packages ceph-mon and ceph-osd.
+WITHOUT_CEPH = {
+    r"ceph-dev|\$STORE|\bSTORE=|restore --from": "it needs ceph-mon and ceph-osd, which are not installed"
 }
 
 
@@ -67,9 +74,12 @@ class Walk:
     def __enter__(self) -> Walk:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         try:
             self._stop()
+        except Failed:
+            if kind is None:  # else what came first says more
+                raise
         finally:
             self._shell.__exit__()
             self._log.unlink(missing_ok=True)
@@ -108,6 +118,7 @@ class Walk:
     def _program(self, example: Example) -> None:
         text = example.text
         if self.base_port != BASE_PORT:  # without endpoints a client asks those of the page
+            text = re.sub(r"SyncClient\((?!\"|\))", f'SyncClient("{self._endpoints}", ', text)
             text = text.replace("SyncClient()", f'SyncClient("{self._endpoints}")')
         python = self._directory / ".venv" / "bin" / "python"
         words = [str(python if python.exists() else sys.executable), "-c", text]
@@ -122,7 +133,9 @@ class Walk:
         self._up = int(shown)
         deadline = time.monotonic() + EXAMPLE_SECONDS
         while "ready: 3 of 3" not in self._log.read_text():
-            if not Path(f"/proc/{self._up}").exists() or time.monotonic() > deadline:
+            gone = not Path(f"/proc/{self._up}").exists()
+            if gone or time.monotonic() > deadline:
+                self._up = None if gone else self._up
                 raise Failed(f"line {example.line}: {command} did not get ready\n{self._log.read_text()}")
             time.sleep(0.1)
 
@@ -155,7 +168,8 @@ def newcomer(directory: Path, say: Callable[[str], None]) -> Walk:
         each for each in os.environ["PATH"].split(os.pathsep) if Path(each) != Path(sys.executable).parent
     )
     environment = {"PATH": path, "CEPH_DIR": str(directory / "ceph")}
-    with Walk(clone, environment=environment, left_out=LEFT_OUT, say=say) as walk:
+    left_out = LEFT_OUT | ({} if shutil.which("ceph-mon") else WITHOUT_CEPH)
+    with Walk(clone, environment=environment, left_out=left_out, say=say) as walk:
         if walk.base_port != BASE_PORT:
             say(f"port {BASE_PORT} or one of its neighbours is taken: {walk.base_port} stands for it")
         try:

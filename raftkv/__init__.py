@@ -18,6 +18,7 @@
     api/                    HTTP: parsing, routes, the one table from errors to statuses, OpenAPI. `hot.py`
                             answers plain requests for one key itself and leaves the rest to aiohttp
     tls/                    certificates from files that may change, and the port that shakes hands
+    addresses.py            how a member's name and addresses are written
     config.py               one table for flags, environment and TOML
     server.py               the composition root: Config -> objects -> serve -> stop in order
     client/                 the Python client, asynchronous and synchronous

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from raftkv.addresses import Address, parse_address, parse_client_url, parse_name, parse_peer
 from raftkv.api.limits import LIMITS, Limit, Limits
 from raftkv.errors import ConfigError
 from raftkv.model import Member
@@ -29,7 +30,6 @@ SECRET_BYTES_MIN = 16
 SECRET_BYTES_MAX = 4096
 MEMBERS_MAX = 9  # quorums above five voters only cost latency; nine leaves room for learners
 
-Address = tuple[str, int]
 Route = Literal["redirect", "forward"]
 LogFormat = Literal["text", "json"]
 
@@ -48,7 +48,6 @@ class Config:
     ops_listen: Address | None = None
     snapshots: str | None = None  # URL of the store that they are published to; None: to none
     join: bool = False
-    rejoin: bool = False
     route: Route = "redirect"
     drain_seconds: float = 0.0
     tls_cert: Path | None = None
@@ -74,6 +73,8 @@ class Config:
     limits: Limits = Limits()  # noqa: RUF009 (frozen)
     log_format: LogFormat = "text"
     log_level: str = "info"
+    slow_request_ms: int = 1000
+    otlp_endpoint: str | None = None
     warnings: tuple[str, ...] = ()  # what is allowed and still unwise; the process logs them once
 
     @property
@@ -123,31 +124,10 @@ class Setting:
 
 # --- parsers: text to value, or ValueError -----------------------------------------------------------
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB)?")
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)\s*(ms|s|m)?", re.ASCII)
 _DURATION_UNITS = {None: 1.0, "ms": 0.001, "s": 1.0, "m": 60.0}
 _SIZE_UNITS = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-
-
-def parse_name(text: str) -> str:
-    if not _NAME.fullmatch(text):
-        raise ValueError("not a node's name")
-    return text
-
-
-def parse_address(text: str) -> Address:
-    """HOST:PORT, [IPv6]:PORT, or :PORT for every address of the machine."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535:
-        raise ValueError("no port from 1 to 65535 after the last colon")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise ValueError("an IPv6 address stands in brackets: [::1]:8400")
-    if any(character.isspace() or character in "/[]@" for character in host):
-        raise ValueError(f"{host!r} is no host name or address")
-    return host or "0.0.0.0", int(port)
 
 
 def parse_member(text: str) -> Member:
@@ -157,22 +137,7 @@ def parse_member(text: str) -> Member:
     if not equals or not comma:
         raise ValueError("not of the form NAME=RAFT_HOST:PORT,http://API_HOST:PORT")
     parse_name(name.strip())
-    if peer.strip().startswith(":"):
-        raise ValueError("the raft address needs a host that the other members can dial")
-    parse_address(peer.strip())
-    return Member(name=name.strip(), peer=peer.strip(), client_url=parse_client_url(url.strip()))
-
-
-def parse_client_url(text: str) -> str:
-    """http(s)://HOST[:PORT], without a path: what clients are sent to. A slash at the end is dropped."""
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{text!r} is no http:// or https:// URL with a host")
-    if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username is not None:
-        raise ValueError(f"{text!r} has more than scheme, host and port")
-    if parts.port == 0:
-        raise ValueError(f"{text!r} has port 0")
-    return text.rstrip("/")
+    return Member(name=name.strip(), peer=parse_peer(peer.strip()), client_url=parse_client_url(url.strip()))
 
 
 def parse_members(texts: Sequence[str]) -> tuple[Member, ...]:
@@ -206,6 +171,14 @@ def parse_switch(text: str) -> bool:
     if text not in ("true", "false"):
         raise ValueError("neither true nor false")
     return text == "true"
+
+
+def parse_collector(text: str) -> str:
+    """http(s)://HOST[:PORT][/PATH]"""
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError(f"{text!r} is no http:// or https:// URL with a host")
+    return text
 
 
 def one_of(*words: str) -> Callable[[str], str]:
@@ -338,17 +311,6 @@ SETTINGS: tuple[Setting, ...] = (
         "true",
         "This node joins a cluster that stands already: it founds none, and waits until it is added "
         "(raftkv member add). Its own --member, and those of the cluster, say where everybody is.",
-        False,
-        switch=True,
-    ),
-    Setting(
-        "rejoin",
-        parse_switch,
-        "true or false",
-        "true",
-        "Where this node was removed and one of its name added anew, and the old disk comes back: set its "
-        "data directory aside, as DATA_DIR.removed, and end, to start over with an empty one. By default "
-        "it says so and ends.",
         False,
         switch=True,
     ),
@@ -509,6 +471,20 @@ SETTINGS: tuple[Setting, ...] = (
         "Least severe event that is logged.",
         "info",
     ),
+    _setting_of_integer(
+        "slow_request_ms",
+        1000,
+        0,
+        3_600_000,
+        "Log requests that take this long or longer, in milliseconds; streams are left out. 0: none.",
+    ),
+    Setting(
+        "otlp_endpoint",
+        parse_collector,
+        "http:// or https:// and a host",
+        "http://127.0.0.1:4318",
+        "Send a span of each request to this OpenTelemetry collector, over OTLP/HTTP. Needs raftkv[otel].",
+    ),
 )
 LIMIT_SETTINGS = tuple(_setting_of_limit(limit) for limit in LIMITS if limit.least < limit.most)
 SETTINGS += LIMIT_SETTINGS
@@ -626,7 +602,7 @@ def _read_secret(path: Path | None, environment: Mapping[str, str]) -> tuple[byt
             raw = path.read_bytes()
         except OSError as error:
             raise ConfigError(f"--secret-file {path}: cannot be read: {error.strerror}") from error
-        if mode & 0o007:  # not the group's: Kubernetes gives a pod its secrets by way of one
+        if mode & 0o077:
             warnings.append(
                 f"secret file {path} can be read by others (mode {mode:04o}); run: chmod 600 {path}"
             )

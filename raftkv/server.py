@@ -14,23 +14,26 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
+import re
 import signal
 import sys
 import time
 from contextlib import AsyncExitStack
-from typing import TextIO
+from typing import Any, TextIO
 
 import uvloop
 
 from raftkv.api.app import ApiServer, start_api
+from raftkv.api.node import VERSION
+from raftkv.api.request_log import RequestLog, Spans
 from raftkv.config import Config
-from raftkv.errors import ConfigError, DiskReplaced, Fatal
+from raftkv.errors import ConfigError, Fatal
 from raftkv.kv import collector
 from raftkv.metrics import Metrics
 from raftkv.raft.compaction import CompactionLimits
 from raftkv.raft.core import Timing
-from raftkv.raft.identity import set_aside
 from raftkv.raft.node import NodeSettings, RaftNode
 from raftkv.raft.transport import Limits as TransportLimits
 from raftkv.service import KVService
@@ -100,6 +103,10 @@ class _Node:
             stack.push_async_callback(node.stop)
             await node.start()
             service = make_service(config, node)
+            requests = RequestLog(
+                slow_s=config.slow_request_ms / 1000 if config.slow_request_ms else math.inf,
+                spans=self._spans(config, service, stack),
+            )
             metrics = Metrics()
             metrics.source(node.samples)
             host, port = config.api
@@ -112,6 +119,7 @@ class _Node:
                 ops=config.ops_listen,
                 metrics=metrics,
                 security=security,
+                requests=requests,
             )
             stack.push_async_callback(api.close)
             collector.settle()
@@ -126,6 +134,27 @@ class _Node:
             logging.shutdown()
             os._exit(EXIT_OK)
         return EXIT_OK
+
+    def _spans(self, config: Config, service: KVService, stack: AsyncExitStack) -> Spans | None:
+        """Raises ConfigError where the libraries are not installed. They are loaded only where they are used:
+        they cost memory on every node."""
+        if config.otlp_endpoint is None:
+            return None
+        try:
+            from raftkv.api.spans import OtlpSpans
+        except ImportError as error:
+            raise ConfigError(
+                f"--otlp-endpoint {config.otlp_endpoint}: {error.name} is not installed; "
+                "run: pip install 'raftkv[otel]'"
+            ) from error
+        spans = OtlpSpans(
+            config.otlp_endpoint,
+            node=config.name,
+            version=VERSION,
+            situation=lambda: (service.leadership.role, service.machine.applied_index),
+        )
+        stack.callback(spans.close)
+        return spans
 
     def _watch(self, security: Security, stack: AsyncExitStack) -> None:
         """Certificates and keys are read again when they change, and at once on SIGHUP."""
@@ -162,19 +191,8 @@ class _Node:
         """Nothing that this process does counts any more: be gone before another answer leaves."""
         if not self._ended.done():
             self._ended.set_exception(error)
-        if isinstance(error, DiskReplaced) and self._config.rejoin:
-            error = self._set_aside(error)
         sys.stdout.flush()
         os._exit(_report(error, EXIT_FATAL))
-
-    def _set_aside(self, error: Fatal) -> Fatal:
-        """For the next start, which finds no data and joins. What to end with."""
-        try:
-            aside = set_aside(self._config.data_dir)
-        except Fatal as failed:
-            return failed
-        log.warning("disk_set_aside to=%s", aside)
-        return error
 
     async def _leave(self, node: RaftNode, service: KVService, api: ApiServer) -> None:
         api.retire()
@@ -259,7 +277,8 @@ def make_service(config: Config, node: RaftNode) -> KVService:
 
 
 def configure_log(form: str, level: str, node: str, stream: TextIO) -> None:
-    """Events on `stream`, one a line: `time LEVEL logger event key=value …`, or the same as JSON."""
+    """Events on `stream`, one a line: `time LEVEL logger event key=value …`, or as JSON with the values as
+    members of their own."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(_JsonLines(node) if form == "json" else _TextLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
@@ -273,19 +292,41 @@ class _TextLines(logging.Formatter):
     converter = staticmethod(time.gmtime)
 
 
+# Of a message's template: a value, and the name before it.
+_VALUE = re.compile(r"""(?:(\w+)=)?["']?%[-#0 +]*\d*(?:\.\d+)?[sdrxfg]""")
+
+
 class _JsonLines(logging.Formatter):
     def __init__(self, node: str) -> None:
         super().__init__()
         self._node = node
 
     def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage()
+        ours = record.name.partition(".")[0] == "raftkv"
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         line = {
-            "time": record.created,
+            "time": f"{moment}.{int(record.msecs):03d}Z",
             "level": record.levelname,
             "logger": record.name,
             "node": self._node,
-            "event": record.getMessage(),
+            "event": message.partition(" ")[0] if ours else record.name,
+            "message": message,
         }
+        if ours:
+            line = values_of(record) | line
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
         return json.dumps(line)
+
+
+def values_of(record: logging.LogRecord) -> dict[str, Any]:
+    """The named values of an event, by name: `term=%d` is a number, what JSON does not know is its text."""
+    if not isinstance(record.args, tuple):
+        return {}
+    names = (found[1] for found in _VALUE.finditer(str(record.msg)))
+    return {
+        name: value if isinstance(value, str | int | float | None) else str(value)
+        for name, value in zip(names, record.args, strict=False)
+        if name is not None
+    }

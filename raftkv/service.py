@@ -42,7 +42,7 @@ from raftkv.kv.command import Append, Command, Idempotency, encode
 from raftkv.kv.image import Image
 from raftkv.kv.machine import Machine, prefix_end
 from raftkv.model import Applied, IdempotencyMismatch, Item, Membership
-from raftkv.raft.membership import Change
+from raftkv.raft.membership import Change, Standing, standing_of
 from raftkv.raft.status import Leadership, NodeStatus
 from raftkv.snapshot.codec import Chunk, Manifest
 
@@ -145,6 +145,14 @@ class RangePage:
     revision: int
     rows: Sequence[Item | Folded]
     cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A change of membership: what must answer before and after it, and what does."""
+
+    before: Standing
+    after: Standing
 
 
 class KVService:
@@ -503,6 +511,20 @@ class KVService:
         if not status.ready:
             raise NotReady(status.ready_reason or "the node is not ready yet")
         await self.reach(LINEARIZABLE, timeout_s=timeout_s)
+
+    async def change_membership(self, change: Change, *, dry_run: bool, timeout_s: float) -> Changed:
+        """What the change makes of the members; with `dry_run` nothing is changed, and what would be refused
+        is refused all the same.
+
+        Raises NotLeader, NoLeader, NotReady, Draining, ChangeInFlight, QuorumAtRisk, NotCaughtUp,
+        TransferFailed, NoSuchMember, MemberExists, BadRequest (not applied); CommitTimeout, LeaderChanged
+        (unknown).
+        """
+        self.check_leads()
+        before, after, reachable = self.consensus.plan_membership(change)
+        if not dry_run:
+            after = await self.consensus.change_membership(change, timeout_s=timeout_s)
+        return Changed(standing_of(before, reachable), standing_of(after, reachable))
 
     async def transfer_leadership(self, to: str | None) -> Leadership:
         """Who leads once it is done; None: whoever holds most of the log takes over.

@@ -477,6 +477,24 @@ PROCESS = [
         "s",
     ),
     Panel(
+        "Certificates",
+        "How long each is good.",
+        [(f"raftkv_tls_certificate_expiry_seconds{{{NODES}}}", "{{instance}} {{use}}")],
+        "s",
+    ),
+    Panel(
+        "TLS handshakes refused",
+        "A second.",
+        [(rate("raftkv_tls_handshakes_refused_total"), "{{instance}} {{port}}")],
+        "ops",
+    ),
+    Panel(
+        "Security",
+        "1 where it is on.",
+        [(f"min by (what) (raftkv_security_on{{{NODES}}})", "{{what}}")],
+        field={"min": 0, "max": 1},
+    ),
+    Panel(
         "Releases",
         "What each node runs.",
         [(f"raftkv_info{{{NODES}}}", "")],
@@ -492,7 +510,7 @@ ROWS = [
     ("Journal, disk, backups", DISK),
     ("Requests", HTTP),
     ("Data", STATE),
-    ("Process", PROCESS),
+    ("Process and security", PROCESS),
 ]
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from raftkv.raft.status import NodeStatus
+from raftkv.tls.credentials import EXPIRES_SOON_SECONDS, Security
 
 # Beside the next snapshot: what the journal may grow by until that is done, twice --snapshot-log-bytes-max.
 DISK_RESERVE_BYTES = 256 << 20
@@ -21,6 +22,8 @@ ALARMS = (
     "snapshot_failing",
     "archive_failing",
     "log_archive_failing",
+    "certificate_expiring",
+    "certificate_reload_failing",
 )
 
 
@@ -32,9 +35,23 @@ class Alarm:
     detail: str
 
 
-def alarms(known: NodeStatus, state_bytes: int) -> tuple[Alarm, ...]:
-    """`state_bytes`: of keys and values, what a snapshot takes at most."""
-    return tuple(_raised(known, state_bytes))
+def alarms(known: NodeStatus, state_bytes: int, security: Security) -> tuple[Alarm, ...]:
+    """`state_bytes`: of keys and values, what a snapshot takes at most. One an alarm's name."""
+    return (*_raised(known, state_bytes), *_of_certificates(security))
+
+
+def _of_certificates(security: Security) -> Iterator[Alarm]:
+    certificates = [each for port in security.ports for each in port.certificates]
+    first = min(certificates, key=lambda each: each.not_after, default=None)
+    if first is not None and first.seconds_left() < EXPIRES_SOON_SECONDS:
+        days = first.seconds_left() / 86_400
+        yield Alarm(
+            "certificate_expiring",
+            f"{first.file} expires in {days:.1f} days" if days > 0 else f"{first.file} has expired",
+        )
+    problems = [port.problem for port in security.ports if port.problem]
+    if problems:
+        yield Alarm("certificate_reload_failing", "; ".join(problems))
 
 
 def _raised(known: NodeStatus, state_bytes: int) -> Iterator[Alarm]:

@@ -39,8 +39,10 @@ from raftkv.api.errors import (
 from raftkv.api.forward import Forwarder
 from raftkv.api.hot import Blocks, HotConnection, Queries, Turn, is_plain
 from raftkv.api.limits import Limits
+from raftkv.api.request_log import AnySpan, Ended, RequestLog
 from raftkv.api.routes import BY_TEMPLATE, KEY_TEMPLATE, METHODS, ROUTES, match
 from raftkv.api.samples import http_samples, tls_samples
+from raftkv.api.trace import trace_context
 from raftkv.api.wire import (
     JSON,
     Answer,
@@ -85,6 +87,7 @@ class ApiServer:
         metrics: Metrics | None = None,
         hot_path: bool = True,
         security: Security | None = None,
+        requests: RequestLog | None = None,
     ) -> None:
         """`hot_path` False leaves every request to aiohttp: slower, and the same. `security`: what is on;
         with its API credentials, calls to other nodes are made."""
@@ -95,7 +98,7 @@ class ApiServer:
         self.connections_accepted = 0
         self.bytes_received = 0
         self.bytes_sent = 0
-        self.slow = 0
+        self.requests = requests or RequestLog()
         self.closing = False
         self.requests_in_flight = 0
         self._idle = asyncio.Event()
@@ -139,6 +142,9 @@ class ApiServer:
             "status": own.status,
             "limits": node.limits,
             "cluster": node.cluster,
+            "add_member": members.add_member,
+            "remove_member": members.remove_member,
+            "promote_member": members.promote_member,
             "transfer_leadership": members.transfer_leadership,
             "livez": node.livez,
             "readyz": node.readyz,
@@ -243,6 +249,8 @@ class ApiServer:
         message = exchange.message
         call: Call | None = None
         label, effect, request_id = UNMATCHED, "write", None
+        headers: dict[str, str] = {}
+        span: AnySpan = None
         self.requests_in_flight += 1
         try:
             try:
@@ -266,6 +274,10 @@ class ApiServer:
                     request_id,
                 )
                 check_expect(headers)
+                if self.requests.spans is not None:
+                    span, call.trace = self.requests.spans.begin(
+                        message.method, label, trace_context(headers)
+                    )
                 made = await self._handle(call)
             except RaftkvError as error:
                 request_id = request_id or self.new_request_id()
@@ -279,7 +291,24 @@ class ApiServer:
             try:
                 return await self._send(exchange, made, request_id, call)
             finally:
-                self.metrics.request(label, known_method(message.method), status, time.monotonic() - began)
+                seconds = time.monotonic() - began
+                self.metrics.request(label, known_method(message.method), status, seconds)
+                if seconds >= self.requests.observe_s or status >= 500:
+                    answer = made.answer if isinstance(made, Streamed) else made
+                    self.requests.ended(
+                        Ended(
+                            known_method(message.method),
+                            label,
+                            status,
+                            seconds,
+                            request_id,
+                            headers,
+                            answer.body,
+                            streamed=isinstance(made, Streamed),
+                            probe=effect == "node",
+                        ),
+                        span,
+                    )
         finally:
             self.request_ended(1)
             if call is not None:
@@ -530,6 +559,7 @@ async def start_api(
     ops: tuple[str, int] | None = None,
     security: Security | None = None,
     metrics: Metrics | None = None,
+    requests: RequestLog | None = None,
     hot_path: bool = True,
 ) -> ApiServer:
     """Listens at once, with TLS where `security` has credentials for the API. `ops` opens one more plain
@@ -540,7 +570,13 @@ async def start_api(
     """
     limits = connections_within(limits, raise_open_files_limit())
     server = ApiServer(
-        service, limits=limits, route=route, metrics=metrics, hot_path=hot_path, security=security
+        service,
+        limits=limits,
+        route=route,
+        metrics=metrics,
+        hot_path=hot_path,
+        security=security,
+        requests=requests,
     )
     try:
         server.port = await server.listen(host, port, credentials=server.security.api)

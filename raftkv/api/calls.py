@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from raftkv.api.limits import Limits
 from raftkv.api.routes import Route
+from raftkv.api.trace import TraceContext
 from raftkv.api.wire import Answer
 from raftkv.errors import Overloaded, RaftkvError
 from raftkv.service import Freshness, KVService
@@ -120,6 +121,7 @@ class Call:
     body: Body
     request_id: str
     extra: list[tuple[str, str]] = field(default_factory=list)
+    trace: TraceContext | None = None  # what who goes on with this request is part of
 
     @property
     def timeout_s(self) -> float:

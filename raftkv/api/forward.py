@@ -22,6 +22,7 @@ from yarl import URL
 
 from raftkv.api.calls import Call, Streamed, TooLarge
 from raftkv.api.limits import Limits
+from raftkv.api.trace import trace_context
 from raftkv.api.wire import Answer, body_too_large, split_target, value_too_large
 from raftkv.errors import CommitTimeout, NoLeader, NotLeader, Overloaded
 from raftkv.tls.credentials import Credentials
@@ -229,6 +230,11 @@ class Forwarder:
 
     def _headers(self, call: Call) -> dict[str, str]:
         headers = {name: call.headers[name] for name in HEADERS_PASSED if name in call.headers}
+        trace = call.trace or trace_context(call.headers)
+        if trace is not None:
+            headers["Traceparent"] = trace.traceparent
+            if trace.state:
+                headers["Tracestate"] = trace.state
         return headers | {"Request-Id": call.request_id, "Raftkv-Forwarded-By": self._name}
 
 

@@ -33,6 +33,7 @@ import msgspec
 from raftkv.api.errors import KeyNotFound, refusal
 from raftkv.api.handlers import result_answer
 from raftkv.api.limits import Limits
+from raftkv.api.request_log import Ended, RequestLog
 from raftkv.api.routes import BY_TEMPLATE, KEY_TEMPLATE
 from raftkv.api.wire import (
     NO_READ_CONDITIONS,
@@ -181,6 +182,10 @@ def is_plain(data: bytes, blocks: Blocks) -> bool:
     return head is not None and block_end + 4 + head.length <= min(len(data), PLAIN_BYTES_MAX)
 
 
+# Each of these names one request.
+ONCE = frozenset({"Idempotency-Key", "Traceparent"})
+
+
 class Blocks:
     """Header blocks by their bytes, since a client sends the same one again and again. Those that name one
     request only are not kept."""
@@ -197,7 +202,7 @@ class Blocks:
         if block in self._known:
             return self._known[block]
         head = parse_block(block, self._limits)
-        once = head is not None and (head.request_id is not None or "Idempotency-Key" in head.headers)
+        once = head is not None and (head.request_id is not None or not ONCE.isdisjoint(head.headers))
         if not once and len(block) <= self.BLOCK_BYTES_MAX:
             if len(self._known) >= self.BLOCKS_MAX:
                 self._known.clear()
@@ -257,6 +262,7 @@ class Server(Protocol):
     requests_in_flight: int
     bytes_received: int
     bytes_sent: int
+    requests: RequestLog
     closing: bool
     blocks: Blocks
     queries: Queries
@@ -317,6 +323,12 @@ class Turn(msgspec.Struct, eq=False, gc=False):
     def rest(self) -> bytes:
         """Of the path, behind `/v1/kv/`."""
         return self.line[3]
+
+    def ended(self, seconds: float) -> Ended:
+        """For the log."""
+        return Ended(
+            self.method, KEY_TEMPLATE, self.status, seconds, self.request_id, self.headers, self.answer_body
+        )
 
     # --- reading -----------------------------------------------------------------------------------
 
@@ -758,6 +770,7 @@ class HotConnection(asyncio.Protocol):
         self._flush_is_due = False
         server, turns = self.server, self._turns
         times, now = server.key_times, monotonic()
+        observe_s = server.requests.observe_s
         while turns and turns[0].status and not self._writing_paused and not self._over:
             common = server.common_headers()
             ended = server.closing or (self._half_closed and not self._held)
@@ -772,7 +785,10 @@ class HotConnection(asyncio.Protocol):
                 head = f"{STATUS_LINES[status]}{common}{turn.fields}{ending}"
                 out += (head.encode("utf-8", "surrogateescape"), turn.answer_body)
                 size += len(turn.answer_body)
-                times[turn.method].add(status, now - turn.began)
+                seconds = now - turn.began
+                times[turn.method].add(status, seconds)
+                if seconds >= observe_s or status >= 500:
+                    server.requests.ended(turn.ended(seconds))
             server.request_ended(count)
             joined = b"".join(out)
             server.bytes_sent += len(joined)

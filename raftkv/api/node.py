@@ -225,7 +225,7 @@ class NodeHandlers:
         self._metrics = counted
         self._operations = operations
         self._chunks_sent = 0
-        counted.source(lambda: samples(service, VERSION))
+        counted.source(lambda: samples(service, VERSION, security))
         self._document = encode_json(document(VERSION))
         self._page = resources.files("raftkv.api").joinpath("static/docs.html").read_bytes()
 
@@ -236,7 +236,7 @@ class NodeHandlers:
         body = msgspec.to_builtins(known)
         body |= {
             "time": time.time(),
-            "alarms": msgspec.to_builtins(alarms(known, machine.bytes)),
+            "alarms": msgspec.to_builtins(alarms(known, machine.bytes, self._security)),
             "revision": machine.revision,
             "keys": machine.keys,
             "bytes": machine.bytes,

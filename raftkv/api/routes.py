@@ -107,7 +107,7 @@ WRITE = (
 CONDITIONAL = ("precondition_failed",)
 STORE = ("not_ready", "store_unavailable")
 TO_LEADER = ("no_leader", "not_leader", "not_ready", "draining")
-CHANGE = (*TO_LEADER, "change_in_flight", "quorum_at_risk")
+CHANGE = (*TO_LEADER, "change_in_flight", "quorum_at_risk", "commit_timeout", "leader_changed")
 BODY = ("value_too_large", "body_too_large", "unsupported_media_type")
 
 WRITE_HEADERS = ("Idempotency-Key", "Raftkv-Route", "Request-Id")
@@ -265,30 +265,34 @@ ROUTES: tuple[Route, ...] = (
         "add_member",
         "POST",
         "/v1/cluster/members",
-        "Add a member (not implemented yet)",
-        "node",
-        {},
-        (DRY_RUN,),
-        problems=(*CHANGE, "member_exists"),
+        "Add a member, as a learner that counts in no quorum",
+        "write",
+        {200: "The voters and their quorum, before and after.", **REDIRECT},
+        (DRY_RUN, TIMEOUT),
+        ("Content-Type", "Raftkv-Route", "Request-Id"),
+        body=JSON,
+        problems=(*CHANGE, "member_exists", "body_too_large", "unsupported_media_type"),
     ),
     Route(
         "remove_member",
         "DELETE",
         "/v1/cluster/members/{id}",
-        "Remove a member (not implemented yet)",
-        "node",
-        {},
-        (DRY_RUN,),
-        problems=(*CHANGE, "no_such_member"),
+        "Remove a member; a leader hands over first",
+        "write",
+        {200: "The voters and their quorum, before and after.", **REDIRECT},
+        (DRY_RUN, TIMEOUT),
+        ("Raftkv-Route", "Request-Id"),
+        problems=(*CHANGE, "no_such_member", "transfer_failed"),
     ),
     Route(
         "promote_member",
         "POST",
         "/v1/cluster/members/{id}/promote",
-        "Make a learner a voter (not implemented yet)",
-        "node",
-        {},
-        (DRY_RUN,),
+        "Make a learner a voter, once it has caught up",
+        "write",
+        {200: "The voters and their quorum, before and after.", **REDIRECT},
+        (DRY_RUN, TIMEOUT),
+        ("Raftkv-Route", "Request-Id"),
         problems=(*CHANGE, "no_such_member", "not_caught_up"),
     ),
     Route(

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from raftkv.api.alarms import ALARMS, alarms
+from raftkv.api.request_log import RequestLog
 from raftkv.metrics import Sample
 from raftkv.raft.status import ArchiveStatus, LogArchiveStatus, NodeStatus
 from raftkv.service import KVService
@@ -25,13 +26,13 @@ class HttpCounts(Protocol):
     requests_in_flight: int
     bytes_received: int
     bytes_sent: int
-    slow: int
+    requests: RequestLog
 
     @property
     def forwarded(self) -> int: ...
 
 
-def samples(service: KVService, version: str) -> Iterable[Sample]:
+def samples(service: KVService, version: str, security: Security) -> Iterable[Sample]:
     """The node's numbers, as Prometheus sees them."""
     known: NodeStatus = service.consensus.status()
     machine = service.machine
@@ -77,7 +78,10 @@ def samples(service: KVService, version: str) -> Iterable[Sample]:
     if known.archive is not None:
         yield from _archive_samples(known.archive)
     yield Sample("info", "Who this is, and of which release.", 1.0, labels_of_info(known, version))
-    raised = {alarm.name for alarm in alarms(known, machine.bytes)}
+    for what in ("tls", "peer_tls", "auth"):
+        help = "1 where it is on: TLS for clients, between members, and tokens."
+        yield Sample("security_on", help, float(what not in security.off), {"what": what})
+    raised = {alarm.name for alarm in alarms(known, machine.bytes, security)}
     for name in ALARMS:
         help = "1 where the node says that something needs a person, by what."
         yield Sample("alarm", help, float(name in raised), {"alarm": name})
@@ -112,7 +116,7 @@ def http_samples(counts: HttpCounts) -> Iterable[Sample]:
         ("http_received_bytes", "From clients, heads and bodies.", counts.bytes_received),
         ("http_sent_bytes", "To clients, heads and bodies.", counts.bytes_sent),
         ("http_forwarded", "Requests that were passed on to the leader.", counts.forwarded),
-        ("http_slow", "Requests that took --slow-request-ms or longer.", counts.slow),
+        ("http_slow", "Requests that took --slow-request-ms or longer.", counts.requests.slow),
     ]
     for name, help, value in counters:
         yield Sample(name, help, float(value), {}, counter=True)

@@ -14,7 +14,8 @@ import msgspec
 
 from raftkv.api.alarms import Alarm
 from raftkv.api.bodies import LineBody, TransactionBody
-from raftkv.api.members import TransferBody
+from raftkv.api.members import MemberBody, TransferBody
+from raftkv.raft.membership import Standing
 from raftkv.raft.status import NodeStatus, PeerStatus
 
 Json = dict[str, Any]
@@ -104,7 +105,8 @@ SCHEMAS: dict[str, Json] = {
         {"status": {"const": "ok"}},
         {"checks": listed(record({"name": TEXT, "ok": YES_OR_NO, "detail": TEXT}))},
     ),
-    **_of_types(NodeStatus, PeerStatus, Alarm, TransactionBody, LineBody, TransferBody),
+    **_of_types(NodeStatus, PeerStatus, Alarm, TransactionBody, LineBody, TransferBody, MemberBody, Standing),
+    "MembershipChange": record({"dry_run": YES_OR_NO, "before": ref("Standing"), "after": ref("Standing")}),
 }
 
 
@@ -134,6 +136,12 @@ OPERATION_EXAMPLE: Json = {
     "progress": 0.0,
     "result": None,
     "detail": "",
+}
+STANDING: Json = {"voters": ["n1", "n2", "n3"], "learners": [], "quorum": 2, "reachable": 3, "tolerance": 1}
+MEMBERSHIP_CHANGE_EXAMPLE: Json = {
+    "dry_run": False,
+    "before": STANDING,
+    "after": STANDING | {"learners": ["n4"]},
 }
 MEMBER: Json = {
     "name": "n2",
@@ -309,6 +317,9 @@ ANSWERS: dict[str, Shape] = {
             "members": [MEMBER],
         },
     ),
+    "add_member": Shape(ref("MembershipChange"), MEMBERSHIP_CHANGE_EXAMPLE),
+    "remove_member": Shape(ref("MembershipChange"), MEMBERSHIP_CHANGE_EXAMPLE),
+    "promote_member": Shape(ref("MembershipChange"), MEMBERSHIP_CHANGE_EXAMPLE),
     "transfer_leadership": Shape(
         record({"leader": nullable(TEXT), "term": WHOLE}),
         {"leader": "n2", "term": 4},
@@ -383,6 +394,15 @@ BODIES: dict[str, Shape] = {
         '{"op":"put","key":"hello","value":"world"}\n{"op":"incr","key":"visits","by":1}\n'
         '{"op":"put","key":"hello","value":"moon","if_revision":56}\n',
     ),
+    "add_member": Shape(
+        ref("MemberBody"),
+        {
+            "name": "n4",
+            "peer": "10.0.0.4:8401",
+            "client_url": "http://10.0.0.4:8400",
+            "auto_promote": True,
+        },
+    ),
     "transfer_leadership": Shape(ref("TransferBody"), {"to": "n2"}),
 }
 
@@ -399,6 +419,11 @@ PROBLEM_DETAILS: dict[str, str] = {
     "key_not_found": "no key 'hello' at revision 57",
     "key_too_large": "path: key: the key has 4097 bytes; at most 4096 are allowed (--key-bytes-max)",
     "method_not_allowed": "/v1/kv/{key} does not take PATCH; allowed: DELETE, GET, HEAD, POST, PUT",
+    "change_in_flight": "the last change of membership is not committed yet; one at a time, so try again "
+    "shortly",
+    "member_exists": "n2 is a member of this cluster already. If its disk is lost, remove it and add it "
+    "again",
+    "quorum_at_risk": "n1 is the only voter: without it there is no cluster",
     "no_leader": "no leader is known to this node; nothing was written, try again shortly",
     "no_such_member": "the cluster has no member n9; it has n1, n2, n3",
     "no_such_operation": "no operation 'snapshot-9' on this node; the last 100 are kept",

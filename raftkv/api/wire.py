@@ -264,9 +264,13 @@ HEADERS = {
         "Raftkv-Forwarded-By",
         "Raftkv-Route",
         "Request-Id",
+        "Traceparent",
+        "Tracestate",
     )
 }
-LIST_HEADERS = {"Accept"}
+# A trace's first header is no list: repeated and joined it is none of the kind, and no request is refused.
+LIST_HEADERS = {"Accept", "Traceparent", "Tracestate"}
+TRACE_HEADERS = {"Traceparent", "Tracestate"}
 
 
 def collect_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
@@ -277,6 +281,8 @@ def collect_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         if name is None:
             continue
         if not raw_value.isascii():
+            if name in TRACE_HEADERS:
+                continue
             raise BadRequest(f"header {name}: {shown(raw_value)} is not ASCII; allowed is printable ASCII")
         value = raw_value.decode("ascii").strip()
         if name not in found:

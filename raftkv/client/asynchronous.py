@@ -425,6 +425,50 @@ class Client:
         query = {"timeout": f"{max(1, int(timeout_s * 1000))}ms"}
         await self._read("/readyz", query, only=endpoint, timeout_s=timeout_s)
 
+    async def add_member(
+        self,
+        name: str,
+        *,
+        peer: str,
+        client_url: str,
+        auto_promote: bool = False,
+        dry_run: bool = False,
+        timeout_s: float | None = None,
+    ) -> Json:
+        """Adds a learner; `auto_promote` makes it a voter once it has caught up. Start its node with --join.
+
+        What must answer before and after, as the three calls below. They raise OutcomeUnknown where the
+        change may have been made: then look at `cluster()`.
+        """
+        body = msgspec.json.encode(
+            {"name": name, "peer": peer, "client_url": client_url, "auto_promote": auto_promote}
+        )
+        return await self._change_members("POST", "", body, dry_run, timeout_s)
+
+    async def remove_member(
+        self, name: str, *, dry_run: bool = False, timeout_s: float | None = None
+    ) -> Json:
+        """A leader that is removed hands over first. Raises NotFound for who is no member."""
+        return await self._change_members("DELETE", f"/{quote(name, safe='')}", b"", dry_run, timeout_s)
+
+    async def promote_member(
+        self, name: str, *, dry_run: bool = False, timeout_s: float | None = None
+    ) -> Json:
+        """Makes a learner a voter; tries until it has caught up, or the time is over. Raises NotFound."""
+        return await self._change_members("POST", f"/{quote(name, safe='')}/promote", b"", dry_run, timeout_s)
+
+    async def _change_members(
+        self, method: str, rest: str, body: bytes, dry_run: bool, timeout_s: float | None
+    ) -> Json:
+        course = Course(write=True, keyed=False, random=self._random)
+        headers = {"Content-Type": "application/json"} if body else {}
+        query: Query = {"dry_run": "true"} if dry_run else {}
+        path, deadline = "/v1/cluster/members" + rest, self._deadline(timeout_s)
+        answer = await self._run(
+            course, method, path, query, body, headers, deadline=deadline, to_leader=True
+        )
+        return answer.json()
+
     async def transfer_leadership(self, to: str | None = None, *, timeout_s: float | None = None) -> Json:
         """Hands leadership to that member, or to the one that is furthest; who leads then. Raises NotFound
         for who is no member, ClientError where nobody took over."""

@@ -290,6 +290,33 @@ class SyncClient:
         """The URL of the node that answered the last read, and would be asked next."""
         return self._client.route(to_leader=False)
 
+    def add_member(
+        self,
+        name: str,
+        *,
+        peer: str,
+        client_url: str,
+        auto_promote: bool = False,
+        dry_run: bool = False,
+        timeout_s: float | None = None,
+    ) -> Json:
+        return self.run(
+            self._client.add_member(
+                name,
+                peer=peer,
+                client_url=client_url,
+                auto_promote=auto_promote,
+                dry_run=dry_run,
+                timeout_s=timeout_s,
+            )
+        )
+
+    def remove_member(self, name: str, *, dry_run: bool = False, timeout_s: float | None = None) -> Json:
+        return self.run(self._client.remove_member(name, dry_run=dry_run, timeout_s=timeout_s))
+
+    def promote_member(self, name: str, *, dry_run: bool = False, timeout_s: float | None = None) -> Json:
+        return self.run(self._client.promote_member(name, dry_run=dry_run, timeout_s=timeout_s))
+
     def transfer_leadership(self, to: str | None = None, *, timeout_s: float | None = None) -> Json:
         return self.run(self._client.transfer_leadership(to, timeout_s=timeout_s))
 

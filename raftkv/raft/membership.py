@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import msgspec
 from msgspec.structs import replace
 
-from raftkv.errors import BadRequest, MemberExists, NoSuchMember, QuorumAtRisk
+from raftkv.errors import BadRequest, MemberExists, NoSuchMember, NotCaughtUp, QuorumAtRisk
 from raftkv.model import Member, Membership
 from raftkv.raft.quorum import majority
 
@@ -137,7 +137,7 @@ def _check_learner(membership: Membership, name: str) -> None:
     if name not in membership.learners:
         raise BadRequest(f"{name} is a voter already; only a learner can be promoted")
     if membership.instance(name) == "":
-        raise BadRequest(f"{name} has not joined yet: start it with --join, then promote it")
+        raise NotCaughtUp(f"{name} has not joined yet: start it with --join")
 
 
 def _check_addresses(membership: Membership, member: Member) -> None:

@@ -26,7 +26,6 @@ from typing import Any, Literal, TypeVar
 
 from raftkv.errors import (
     BadRequest,
-    DiskReplaced,
     Draining,
     Fatal,
     IdentityRefused,
@@ -406,18 +405,17 @@ class RaftNode:
         if self._roster.committed is not None:
             self._act(self._forming.membership_committed(self._roster.committed))
         if self._roster.excludes(self._forming.identity):
-            self._on_fatal(self._excluded())
+            self._on_fatal(IdentityRefused(self._excluded()))
 
-    def _excluded(self) -> IdentityRefused:
+    def _excluded(self) -> str:
         committed, name = self._roster.committed, self._settings.name
         assert committed is not None
         if committed.member(name) is None:
-            return IdentityRefused(
+            return (
                 f"{name} was removed from cluster {committed.cluster}, which goes on with "
                 f"{', '.join(committed.names)}. To have it back, add it with an empty data directory"
             )
-        kind = IdentityRefused if committed.instance(name) else DiskReplaced
-        return kind(
+        return (
             f"{name} was added to cluster {committed.cluster} with another disk: this data directory is no "
             "member any more. Remove it, or keep it away from the node"
         )
@@ -489,7 +487,9 @@ class RaftNode:
     def _on_refused(self, peer: Hello, refusal: Refusal) -> None:
         """A node with nothing to lose stops at the first such word; a member only when a majority says so,
         since one misled peer must not take it down, or when it is shown the membership that excludes it."""
-        log.error(
+        waiting = self._settings.joining and self._engine is None  # not added yet: that is what it waits for
+        log.log(
+            logging.INFO if waiting else logging.ERROR,
             "refused_by_peer node=%s peer=%s code=%s reason=%s",
             self._settings.name,
             peer.name,
@@ -499,8 +499,8 @@ class RaftNode:
         self._refusals[peer.name] = refusal
         if self._engine is not None and self._roster.learn(peer.membership):
             self._on_membership()
-        if self._settings.joining and self._engine is None:
-            return  # not added yet: that is what it waits for
+        if waiting:
+            return
         refusing = sum(refusal.code in IDENTITY_REFUSALS for refusal in self._refusals.values())
         needed = 1 if self._forming.membership is None else majority(len(self._roster.members))
         if refusing >= needed and refusal.code in IDENTITY_REFUSALS:

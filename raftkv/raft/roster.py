@@ -22,12 +22,28 @@ class Roster:
 
     def __init__(self, initial: tuple[Member, ...], joined: Membership | None, *, joining: bool) -> None:
         self.committed = joined
-        self.effective: Membership | None = None
+        self._effective: Membership | None = None
         self._initial = initial
         self._joined = joined
         self._joining = joining
         self._called: dict[str, Hello] = {}  # who dialed this node last, by name
         self._linked: dict[str, Hello] = {}  # whom this node has a connection to
+
+    @property
+    def effective(self) -> Membership | None:
+        """The newest in this node's own log, committed or not; None before it has one."""
+        return self._effective
+
+    @effective.setter
+    def effective(self, membership: Membership) -> None:
+        """What a member has shown is forgotten once its disk counts no more: one that is added again under
+        its old name would be given the disk that it lost."""
+        before = self._effective or self.committed
+        self._effective = membership
+        for name, hello in list(self._called.items()):
+            was = before is not None and before.instance(name) == hello.instance
+            if was and membership.instance(name) != hello.instance:
+                del self._called[name]
 
     # --- what is heard --------------------------------------------------------------------------------------
 
@@ -83,8 +99,12 @@ class Roster:
         """The cluster goes on without this disk: removed, or another one was added under its name. Said only
         by a membership later than the one that let it in."""
         committed = self.committed
+        if not identity.cluster:
+            return False  # it waits to be let in
         if committed is None or committed.instance(identity.name) == identity.instance:
             return False
+        if committed.instance(identity.name) == "" and not identity.cluster:
+            return False  # added, and about to be given its disk
         return committed.version > (self._joined.version if self._joined is not None else (0, 1))
 
     def shown(self, name: str) -> Bind | Move | None:

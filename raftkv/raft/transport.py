@@ -562,6 +562,8 @@ class _Caller:
                 await asyncio.wait((link.ready, link.lost), return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError:
             return f"no answer from {self.address} in time"
+        except ConnectionRefusedError:
+            return f"can't connect to {self.address}: connection refused"
         except (ssl.SSLError, ConnectionError) as error:
             return f"can't connect to {self.address}: {reason_of(error)}"
         except OSError as error:  # ssl.SSLError is one

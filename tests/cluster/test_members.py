@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +31,19 @@ def member(cluster: LocalCluster, *arguments: str) -> subprocess.CompletedProces
     return subprocess.run([*command, "--endpoints", endpoints], capture_output=True, text=True, timeout=60)
 
 
+def changed(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    assert done.returncode == 0, done.stderr
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.05)
+
+
 def test_leadership_goes_to_whom_it_is_given(nodes: LocalCluster) -> None:
     for name in (*nodes.names, *reversed(nodes.names)):
         before = nodes.wait_leader()
@@ -42,17 +59,6 @@ def test_leadership_goes_to_someone_else_where_nobody_is_named(nodes: LocalClust
         after = client.transfer_leadership()["leader"]
     assert after != before
     assert nodes.wait_leader() == after
-
-
-def test_leadership_is_taken_only_from_whom_it_is_to_be_taken(nodes: LocalCluster) -> None:
-    leader = nodes.wait_leader()
-    other = next(name for name in nodes.names if name != leader)
-    nothing = member(nodes, "transfer-leader", "--from", other)
-    assert (nothing.returncode, nothing.stdout) == (0, ""), nothing.stderr
-    assert f"{other} does not lead ({leader})" in nothing.stderr
-    assert nodes.wait_leader() == leader
-    assert member(nodes, "transfer-leader", "--from", leader).returncode == 0
-    assert nodes.wait_leader() != leader
 
 
 def test_leadership_is_not_given_to_a_stranger_nor_to_who_is_away(nodes: LocalCluster) -> None:
@@ -81,3 +87,53 @@ def test_members_are_listed_as_the_leader_sees_them(nodes: LocalCluster) -> None
     assert nodes.raft_address("n2") in rows["n2"]
     assert "\t-\t-\t" not in rows["n1"], "how far it is, only the leader knows"
     assert "quorum 2: 1 more may fail" in shown.stderr
+
+
+def test_a_member_comes_is_promoted_and_goes(tmp_path: Path) -> None:
+    with LocalCluster(tmp_path, nodes=4, founders=3, base_port=find_base_port(4)) as cluster:
+        cluster.start_all()
+        cluster.wait_ready()
+        with SyncClient(cluster.api_urls()) as client:
+            client.put("before", b"it came")
+            addresses = ("--peer", cluster.raft_address("n4"), "--client-url", cluster.api_url("n4"))
+            planned = changed(member(cluster, "add", "n4", *addresses, "--dry-run", "-o", "json"))
+            assert (planned["dry_run"], planned["after"]["learners"]) == (True, ["n4"])
+            assert len(client.cluster()["members"]) == 3
+
+            added = changed(member(cluster, "add", "n4", *addresses, "-o", "json"))
+            assert added["after"] == planned["after"]
+            assert member(cluster, "add", "n4", *addresses).returncode == 2
+            cluster.start("n4")
+            promoted = changed(member(cluster, "promote", "n4", "--timeout", "30", "-o", "json"))
+            assert promoted["after"]["voters"] == ["n1", "n2", "n3", "n4"]
+            assert (promoted["after"]["quorum"], promoted["after"]["tolerance"]) == (3, 1)
+            cluster.wait_ready(["n4"])
+            with SyncClient([cluster.api_url("n4")]) as there:
+                assert there.get("before").value == b"it came"
+
+            leader = cluster.wait_leader()
+            removed = changed(member(cluster, "remove", leader, "-o", "json"))
+            assert leader not in removed["after"]["voters"]
+            assert cluster.wait_stopped(leader) == 1
+            assert "add it with an empty data directory" in "\n".join(cluster.last_log_lines(leader))
+            client.put("after", b"it went")
+            assert leader not in [each["name"] for each in client.cluster()["members"]]
+
+
+def test_a_lost_disk_is_replaced_under_its_old_name(nodes: LocalCluster) -> None:
+    nodes.wait_ready()
+    lost = next(name for name in nodes.names if name != nodes.wait_leader())
+    nodes.kill(lost)
+    shutil.rmtree(nodes.node_dir(lost))
+    nodes.start(lost)
+    assert nodes.wait_stopped(lost) == 1, "an empty disk under a known name neither votes nor counts"
+    assert "empty" in "\n".join(nodes.last_log_lines(lost))
+    replaced = changed(member(nodes, "replace", lost, "-o", "json"))
+    assert replaced["after"]["learners"] == [lost]
+    shutil.rmtree(nodes.node_dir(lost))
+    nodes.joining.add(lost)
+    nodes.start(lost)
+    nodes.wait_ready([lost])
+    with SyncClient(nodes.api_urls()) as client:
+        wait_until(lambda: all(each["role"] != "learner" for each in client.cluster()["members"]))
+        assert len(client.cluster()["members"]) == 3

@@ -19,7 +19,7 @@ import yaml
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from cluster.local import LocalCluster, find_base_port, get, port_is_free
+from cluster.local import LocalCluster, find_base_port, port_is_free
 from raftkv.client import SyncClient
 from tests.unit.test_alerts import MONITORING, RULES
 from tests.unit.test_docs import READING
@@ -35,6 +35,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
         tmp_path_factory.mktemp("cluster"),
         base_port=find_base_port(),
         extra_args=("--snapshots", f"file://{store}"),
+        tls=True,
     ) as cluster:
         cluster.start_all()
         cluster.wait_ready()
@@ -42,7 +43,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
 
 
 def families(nodes: LocalCluster, name: str) -> dict[str, Metric]:
-    status, body = get(nodes.api_url(name) + "/metrics")
+    status, body = nodes.get(name, "/metrics")
     assert status == 200
     return {family.name: family for family in text_string_to_metric_families(body.decode())}
 
@@ -69,7 +70,7 @@ def documented() -> set[str]:
 
 def test_reading_a_node_lists_exactly_what_nodes_expose(nodes: LocalCluster) -> None:
     leader = nodes.wait_leader()
-    with SyncClient(nodes.api_urls()) as client:
+    with SyncClient(nodes.api_urls(), tls=nodes.client_tls) as client:
         client.put("a", b"1")
         client.create_snapshot()
     told = set[str]()
@@ -81,13 +82,13 @@ def test_reading_a_node_lists_exactly_what_nodes_expose(nodes: LocalCluster) -> 
 
 def test_what_is_done_is_counted(nodes: LocalCluster) -> None:
     leader = nodes.wait_leader()
-    with SyncClient(nodes.api_url(leader)) as client:
+    with SyncClient(nodes.api_url(leader), tls=nodes.client_tls) as client:
         client.put("the first", b"")
-        get(nodes.api_url(leader) + "/v1/kv/the%20first")
+        nodes.get(leader, "/v1/kv/the%20first")
         before = families(nodes, leader)
         for number in range(20):
             client.put(f"counted/{number}", b"x" * 100)
-            get(f"{nodes.api_url(leader)}/v1/kv/counted/{number}")
+            nodes.get(leader, f"/v1/kv/counted/{number}")
     after = families(nodes, leader)
 
     def grown(name: str, sample: str = "", **labels: str) -> float:
@@ -136,7 +137,7 @@ def expressions() -> list[tuple[str, str]]:
 
 
 def test_every_metric_of_a_panel_or_a_rule_is_there(nodes: LocalCluster) -> None:
-    with SyncClient(nodes.api_urls()) as client:
+    with SyncClient(nodes.api_urls(), tls=nodes.client_tls) as client:
         client.put("a", b"1")
         client.create_snapshot()
     there = set[str]()
@@ -155,11 +156,18 @@ class Prometheus:
         self._port = next(
             port for port in range(nodes.base_port + 100, 32_000) if port_is_free("127.0.0.1", port)
         )
-        targets = [nodes.api_url(name).removeprefix("http://") for name in nodes.names]
+        scrape = {
+            "job_name": "raftkv",
+            "scheme": "https",
+            "tls_config": {"ca_file": str(nodes.tls_dir / "ca.pem")},
+            "static_configs": [
+                {"targets": [nodes.api_url(name).removeprefix("https://") for name in nodes.names]}
+            ],
+        }
         config = {
             "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
             "rule_files": [str(MONITORING / "alerts.yml")],
-            "scrape_configs": [{"job_name": "raftkv", "static_configs": [{"targets": targets}]}],
+            "scrape_configs": [scrape],
         }
         (directory / "prometheus.yml").write_text(yaml.safe_dump(config))
         self._log = (directory / "log").open("wb")
@@ -182,7 +190,7 @@ class Prometheus:
     def ask(self, path: str) -> Any:
         """None where it does not answer yet."""
         status, body = _get(self._port, path)
-        document = json.loads(body) if status else None
+        document = None if status in (0, 503) else json.loads(body)
         assert document is None or document["status"] == "success", (path, document)
         return document and document["data"]
 
@@ -213,7 +221,9 @@ def _get(port: int, target: str) -> tuple[int, bytes]:
 
 
 def put(nodes: LocalCluster, name: str, key: str, **headers: str) -> int:
-    connection = http.client.HTTPConnection("127.0.0.1", nodes.api_port(name), timeout=10)
+    connection = http.client.HTTPSConnection(
+        "127.0.0.1", nodes.api_port(name), timeout=10, context=nodes.client_tls
+    )
     try:
         connection.request(
             "PUT", f"/v1/kv/{key}", b"x", {each.replace("_", "-"): headers[each] for each in headers}
@@ -232,13 +242,13 @@ def test_every_panel_shows_something_and_no_alert_fires(nodes: LocalCluster, tmp
 
     def load() -> None:
         for name in nodes.names:
-            get(f"{nodes.api_url(name)}/v1/kv/monitored")
+            nodes.get(name, "/v1/kv/monitored")
         assert put(nodes, leader, "monitored") in (200, 201)
         assert put(nodes, follower, "monitored") == 307
         assert put(nodes, follower, "monitored", Raftkv_Route="forward") in (200, 201)
         assert put(nodes, follower, "monitored", Raftkv_Route="local") == 503
 
-    with SyncClient(nodes.api_urls()) as client:
+    with SyncClient(nodes.api_urls(), tls=nodes.client_tls) as client:
         client.put("a", b"1")
         client.create_snapshot()
     load()

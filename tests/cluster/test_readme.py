@@ -1,87 +1,56 @@
-"""The README's commands, as they stand there, against a real cluster. Only the ports are replaced."""
+"""A newcomer's walk: a fresh clone, and every command of README in it, top to bottom, as it stands there."""
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from cluster.local import LocalCluster, find_base_port
+from cluster.examples import Failed
+from cluster.walk import LEFT_OUT, WITHOUT_CEPH, Walk, newcomer
 
 ROOT = Path(__file__).parents[2]
 
-# The final status of each curl command, block by block. 412: the README's point about conditions.
-STATUSES = [
-    [201, 200, 200, 200, 200, 200],
-    [412, 201],
-    [200, 200, 200],
-    [200],
-    [201],
-]
 
-pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
-
-
-@pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    with LocalCluster(tmp_path_factory.mktemp("readme"), base_port=find_base_port()) as cluster:
-        cluster.start_all()
-        cluster.wait_ready()
-        yield cluster
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_every_command_of_readme_prints_what_readme_says(tmp_path: Path) -> None:
+    told: list[str] = []
+    try:
+        walk = newcomer(tmp_path, told.append)
+    except Failed as failure:
+        pytest.fail("\n".join([*told, str(failure)]))
+    reasons = {**LEFT_OUT, **({} if shutil.which("ceph-mon") else WITHOUT_CEPH)}
+    assert {reason for _, reason in walk.left_out} <= set(reasons.values())
+    assert sum(line.startswith("$ ") for line in told) > 20
 
 
-def blocks(cluster: LocalCluster) -> list[str]:
-    return re.findall(r"^```\n(.*?)^```$", readme(cluster), re.MULTILINE | re.DOTALL)
+def page(*lines: str) -> str:
+    return "\n".join(["```sh", *lines, "```", ""])
 
 
-def readme(cluster: LocalCluster) -> str:
-    """Its text, with this cluster's ports."""
-    text = (ROOT / "README.md").read_text()
-    for number, name in enumerate(cluster.names):
-        text = text.replace(f"127.0.0.1:{8400 + 10 * number}", f"127.0.0.1:{cluster.api_port(name)}")
-    return text
+def test_a_page_that_is_wrong_is_found(tmp_path: Path) -> None:
+    with Walk(tmp_path) as walk:
+        assert walk.through(page("echo $((1 + 1))  # 2", "false || echo no", "# no")) == 2
+        with pytest.raises(Failed, match=r"should print\n3\nand printed\n2"):
+            walk.through(page("echo $((1 + 1))  # 3"))
+        with pytest.raises(Failed, match="exit code 7"):
+            walk.through(page("(exit 7)"))
+        with pytest.raises(Failed, match="did not get ready"):
+            walk.through(page("scripts/up"))
 
 
-def run(script: str, directory: Path, cluster: LocalCluster) -> str:
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        cwd=directory,
-        env={**os.environ, "RAFTKV_ENDPOINTS": ",".join(cluster.api_urls())},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+def test_what_is_left_out_is_told_with_its_reason(tmp_path: Path) -> None:
+    told: list[str] = []
+    with Walk(tmp_path, left_out={r"^rm\b": "it deletes"}, say=told.append) as walk:
+        walk.through(page("rm -rf nothing", "echo b  # b"))
+        assert walk.left_out == [("rm -rf nothing", "it deletes")]
+    assert told == ["left out: rm -rf nothing\n    it deletes", "$ echo b"]
 
 
-def test_every_curl_command_answers_as_the_readme_says(local: LocalCluster, tmp_path: Path) -> None:
-    (tmp_path / "config.toml").write_text("a = 1\n")
-    (tmp_path / "etc").mkdir()
-    with_status = r"""curl() { command curl -sS --max-time 20 --write-out '\n<%{http_code}>\n' "$@"; }"""
-    outputs = [run(f"{with_status}\n{block}", tmp_path, local) for block in blocks(local) if "curl" in block]
-    found = [[int(status) for status in re.findall(r"^<(\d+)>$", each, re.MULTILINE)] for each in outputs]
-    assert found == STATUSES, "\n".join(outputs)
-    assert "\nworld\n" in outputs[0]
-
-
-def test_every_raftkv_command_works_as_the_readme_says(local: LocalCluster, tmp_path: Path) -> None:
-    (block,) = (block for block in blocks(local) if "raftkv kv" in block)
-    executable = Path(sys.executable).parent / "raftkv"
-    output = run(block.replace(".venv/bin/raftkv", str(executable)), tmp_path, local)
-    assert "world" in output
-    assert all(name in output for name in local.names)
-
-
-def test_the_python_example_prints_what_it_put(local: LocalCluster, tmp_path: Path) -> None:
-    (program,) = re.findall(r"^```python\n(.*?)^```$", readme(local), re.MULTILINE | re.DOTALL)
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
-    assert (done.stdout, done.stderr) == ("b'world'\n", "")
+def test_other_ports_stand_in_where_those_of_the_page_are_taken(tmp_path: Path) -> None:
+    with Walk(tmp_path, base_port=12340) as walk:
+        assert walk.with_ports("http://127.0.0.1:8400,http://127.0.0.1:8420") == (
+            "http://127.0.0.1:12340,http://127.0.0.1:12360"
+        )

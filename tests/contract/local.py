@@ -14,6 +14,7 @@ from typing import Any
 from raftkv.errors import (
     CommitTimeout,
     NoLeader,
+    NotCaughtUp,
     NotLeader,
     NotReady,
     RaftkvError,
@@ -22,7 +23,8 @@ from raftkv.errors import (
 )
 from raftkv.kv.command import Command, decode_entry, encode, encode_entry
 from raftkv.kv.machine import Machine
-from raftkv.model import Applied, Membership
+from raftkv.model import Applied, Member, Membership
+from raftkv.raft.membership import Change, Promote, changed, check_quorum
 from raftkv.raft.status import (
     ArchiveStatus,
     JournalStatus,
@@ -34,6 +36,8 @@ from raftkv.raft.status import (
 from raftkv.snapshot.codec import Chunk, Manifest
 from raftkv.snapshot.loader import stored_chunk
 from raftkv.snapshot.store import Reader
+
+NAMES = ("n1", "n2", "n3")
 
 
 class LocalConsensus:
@@ -52,6 +56,8 @@ class LocalConsensus:
         self.propose_error: Exception | None = None
         self.log_time_ms = 0
         self.proposed: list[Command] = []
+        members = tuple(Member(each, f"10.0.0.{each[1:]}:1", f"http://10.0.0.{each[1:]}") for each in NAMES)
+        self.membership = Membership("c" * 32, members, tuple((each, each * 16) for each in NAMES))
         self._go_on = asyncio.Event()
         self._go_on.set()
         self._applied = asyncio.Condition()
@@ -238,6 +244,18 @@ class LocalConsensus:
 
     async def delete_snapshot(self, name: str) -> None:
         self._snapshots.remove(await self.snapshot(name))
+
+    def plan_membership(self, change: Change) -> tuple[Membership, Membership, frozenset[str]]:
+        reachable = frozenset({"n1", "n2"})
+        if isinstance(change, Promote) and change.name in self.membership.learners:
+            raise NotCaughtUp(f"{change.name} has the log up to 0 of 9")
+        after = changed(self.membership, change, term=1, index=self.membership.index + 1)
+        check_quorum(self.membership, after, reachable)
+        return self.membership, after, reachable
+
+    async def change_membership(self, change: Change, *, timeout_s: float) -> Membership:
+        _, self.membership, _ = self.plan_membership(change)
+        return self.membership
 
     async def transfer_leadership(self, to: str | None) -> None:
         raise TransferFailed("there is nobody to hand over to")

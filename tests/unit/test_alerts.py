@@ -197,6 +197,23 @@ CASES = [
             **on_all("raftkv_process_max_fds", steady(1024)),
         },
     ),
+    Case(
+        "RaftkvCertificateExpiring",
+        bad=on_all("raftkv_tls_certificate_expiry_seconds", "1209700-10x400", use="api"),
+        good=on_all("raftkv_tls_certificate_expiry_seconds", "5000000-10x400", use="api"),
+        minutes=45,
+    ),
+    Case(
+        "RaftkvCertificateReloadFailing",
+        bad=on_all("raftkv_tls_reload_failing", steady(1), port="api"),
+        good=on_all("raftkv_tls_reload_failing", steady(0), port="api"),
+    ),
+    Case(
+        "RaftkvSecurityOff",
+        bad=on_all("raftkv_security_on", steady(1), steady(0), what="auth"),
+        good=on_all("raftkv_security_on", steady(1), steady(1), what="auth"),
+        minutes=65,
+    ),
 ]
 
 
@@ -253,7 +270,7 @@ def test_an_alert_says_what_it_is_and_where_to_read_on(rule: dict[str, Any]) -> 
     said = rule["annotations"]
     assert set(said) == {"summary", "description", "runbook"}
     assert all(said.values())
-    assert rule["labels"]["severity"] in ("critical", "warning")
+    assert rule["labels"]["severity"] in ("critical", "warning", "info")
     assert said["runbook"] == f"docs/operations.md#alert-{rule['alert'].lower()}"
     heading = rf"^### Alert: {rule['alert']}$"
     assert re.search(heading, OPERATIONS, re.MULTILINE), (

@@ -20,7 +20,8 @@ STORAGE = {"journal", "snapshot"}
 PARTS = {
     "errors": set[str](),
     "model": {"errors"},
-    "config": WORDS | {"api.limits"},  # which are values alone
+    "addresses": set[str](),
+    "config": WORDS | {"addresses", "api.limits"},  # which are values alone
     "metrics": WORDS,
     "complaints": set[str](),
     "tls": WORDS | {"complaints"},
@@ -29,7 +30,7 @@ PARTS = {
     "snapshot": WORDS | {"kv", "journal.disk"},  # the one seam to a file system
     "raft": WORDS | {"kv", "metrics", "complaints", "tls"} | STORAGE,
     "service": WORDS | {"kv", "metrics", "raft"} | STORAGE,
-    "api": WORDS | {"kv", "metrics", "raft", "service", "tls"} | STORAGE,
+    "api": WORDS | {"addresses", "kv", "metrics", "raft", "service", "tls"} | STORAGE,
     "client": WORDS | {"tls"},
     "__main__": set(),
 }
@@ -40,6 +41,7 @@ LIBRARIES = {
     "pysyncobj": ("raftkv.raft",),
     "aiohttp": ("raftkv.api", "raftkv.client", "cluster"),
     "rados": ("raftkv.snapshot.rados",),
+    "opentelemetry": ("raftkv.api.spans",),
     "cryptography": ("raftkv.tls", "cluster.certs"),
     "click": ("cluster",),
     "rich": ("cluster",),

@@ -260,6 +260,18 @@ def test_a_removed_node_learns_it_from_whoever_refuses_it() -> None:
     assert roster.excludes(gone)
 
 
+def test_a_node_that_waits_to_be_let_in_is_not_told_that_it_is_out() -> None:
+    """It hears of the membership that names it before the one that names its disk."""
+    roster = Roster((*THREE.members, N4), None, joining=True)
+    roster.learn(after(THREE, Add(N4)))
+    assert not roster.excludes(Identity("n4", "4" * 32, ""))
+    inside = Identity("n4", "4" * 32, THREE.cluster)
+    roster.joined(after(THREE, Add(N4), Bind("n4", "4" * 32)))
+    assert not roster.excludes(inside)
+    roster.learn(after(THREE, Add(N4), Bind("n4", "4" * 32), Remove("n4")))
+    assert roster.excludes(inside)
+
+
 def test_a_disk_that_was_in_a_cluster_is_not_taken_for_the_one_that_was_added() -> None:
     roster = Roster(THREE.members, None, joining=False)
     roster.learn(after(THREE, Add(N4)))
