@@ -48,6 +48,7 @@ class Config:
     ops_listen: Address | None = None
     snapshots: str | None = None  # URL of the store that they are published to; None: to none
     join: bool = False
+    rejoin: bool = False
     route: Route = "redirect"
     drain_seconds: float = 0.0
     tls_cert: Path | None = None
@@ -311,6 +312,17 @@ SETTINGS: tuple[Setting, ...] = (
         "true",
         "This node joins a cluster that stands already: it founds none, and waits until it is added "
         "(raftkv member add). Its own --member, and those of the cluster, say where everybody is.",
+        False,
+        switch=True,
+    ),
+    Setting(
+        "rejoin",
+        parse_switch,
+        "true or false",
+        "true",
+        "Where this node was removed and one of its name added anew, and the old disk comes back: set its "
+        "data directory aside, as DATA_DIR.removed, and end, to start over with an empty one. By default "
+        "it says so and ends.",
         False,
         switch=True,
     ),
@@ -602,7 +614,7 @@ def _read_secret(path: Path | None, environment: Mapping[str, str]) -> tuple[byt
             raw = path.read_bytes()
         except OSError as error:
             raise ConfigError(f"--secret-file {path}: cannot be read: {error.strerror}") from error
-        if mode & 0o077:
+        if mode & 0o007:  # not the group's: Kubernetes gives a pod its secrets by way of one
             warnings.append(
                 f"secret file {path} can be read by others (mode {mode:04o}); run: chmod 600 {path}"
             )

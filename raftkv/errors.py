@@ -229,3 +229,8 @@ class IdentityRefused(Fatal):
     """The peers refuse this node (another cluster, an unknown name, an empty disk under a known name)."""
 
     code = "identity_refused"
+
+
+class DiskReplaced(IdentityRefused):
+    """The cluster has removed the member that this disk was, and added one of the same name, which it waits
+    for with an empty disk."""

@@ -29,11 +29,12 @@ from raftkv.api.app import ApiServer, start_api
 from raftkv.api.node import VERSION
 from raftkv.api.request_log import RequestLog, Spans
 from raftkv.config import Config
-from raftkv.errors import ConfigError, Fatal
+from raftkv.errors import ConfigError, DiskReplaced, Fatal
 from raftkv.kv import collector
 from raftkv.metrics import Metrics
 from raftkv.raft.compaction import CompactionLimits
 from raftkv.raft.core import Timing
+from raftkv.raft.identity import set_aside
 from raftkv.raft.node import NodeSettings, RaftNode
 from raftkv.raft.transport import Limits as TransportLimits
 from raftkv.service import KVService
@@ -191,8 +192,19 @@ class _Node:
         """Nothing that this process does counts any more: be gone before another answer leaves."""
         if not self._ended.done():
             self._ended.set_exception(error)
+        if isinstance(error, DiskReplaced) and self._config.rejoin:
+            error = self._set_aside(error)
         sys.stdout.flush()
         os._exit(_report(error, EXIT_FATAL))
+
+    def _set_aside(self, error: Fatal) -> Fatal:
+        """For the next start, which finds no data and joins. What to end with."""
+        try:
+            aside = set_aside(self._config.data_dir)
+        except Fatal as failed:
+            return failed
+        log.warning("disk_set_aside to=%s", aside)
+        return error
 
     async def _leave(self, node: RaftNode, service: KVService, api: ApiServer) -> None:
         api.retire()

@@ -22,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,6 +224,20 @@ def _write(directory: Path, stored: Stored) -> None:
     os.rename(aside, directory / FILE)
     sync_directory(directory)
     sync_directory(directory.parent)  # the data directory itself may be new
+
+
+def set_aside(directory: Path) -> Path:
+    """Renames the data directory of a member that was removed, in one step, and forgets one that was set
+    aside before. Returns where it is. Raises Fatal."""
+    aside = directory.with_name(directory.name + ".removed")
+    try:
+        if aside.exists():
+            shutil.rmtree(aside)
+        os.rename(directory, aside)
+        sync_directory(directory.parent)
+    except OSError as error:
+        raise Fatal(f"can't set {directory} aside as {aside}: {error}. Do so by hand") from error
+    return aside
 
 
 def sync_directory(directory: Path) -> None:

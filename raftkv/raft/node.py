@@ -26,6 +26,7 @@ from typing import Any, Literal, TypeVar
 
 from raftkv.errors import (
     BadRequest,
+    DiskReplaced,
     Draining,
     Fatal,
     IdentityRefused,
@@ -405,17 +406,18 @@ class RaftNode:
         if self._roster.committed is not None:
             self._act(self._forming.membership_committed(self._roster.committed))
         if self._roster.excludes(self._forming.identity):
-            self._on_fatal(IdentityRefused(self._excluded()))
+            self._on_fatal(self._excluded())
 
-    def _excluded(self) -> str:
+    def _excluded(self) -> IdentityRefused:
         committed, name = self._roster.committed, self._settings.name
         assert committed is not None
         if committed.member(name) is None:
-            return (
+            return IdentityRefused(
                 f"{name} was removed from cluster {committed.cluster}, which goes on with "
                 f"{', '.join(committed.names)}. To have it back, add it with an empty data directory"
             )
-        return (
+        kind = IdentityRefused if committed.instance(name) else DiskReplaced
+        return kind(
             f"{name} was added to cluster {committed.cluster} with another disk: this data directory is no "
             "member any more. Remove it, or keep it away from the node"
         )

@@ -199,3 +199,23 @@ def test_a_later_membership_keeps_the_founding(tmp_path: Path) -> None:
         (*FOUNDING.instances, ("n2", "b" * 32)),
     )
     assert reconcile(tmp_path, settled, grown) == settled
+
+
+# --- set aside: the disk of a member that was removed ----------------------------------------------------
+
+
+def test_a_directory_that_was_set_aside_makes_room_for_a_new_identity(tmp_path: Path) -> None:
+    directory = tmp_path / "node"
+    settle(directory, created(directory), FOUNDING)
+    first = (directory / "identity.json").read_bytes()
+    aside = identity.set_aside(directory)
+    assert (aside / "identity.json").read_bytes() == first
+    assert load_or_create(directory, "n1").founding is None
+    second = (directory / "identity.json").read_bytes()
+    assert identity.set_aside(directory) == aside
+    assert (aside / "identity.json").read_bytes() == second != first, "only the last one is kept"
+
+
+def test_a_directory_that_can_not_be_set_aside_stops_the_node(tmp_path: Path) -> None:
+    with pytest.raises(Fatal, match="Do so by hand"):
+        identity.set_aside(tmp_path / "is not there")
