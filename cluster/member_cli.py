@@ -224,15 +224,29 @@ def _show(made: dict[str, Any], output: str) -> None:
 Examples:
   raftkv member transfer-leader
   raftkv member transfer-leader --to n2
+  raftkv member transfer-leader --from n1
 
 Exit code 3 where there is no such member, 2 where it did not take over: then the old leader leads on.""",
 )
 @click.option("--to", metavar="NAME", help="Who shall lead. By default whoever has most of the log.")
+@click.option(
+    "--from",
+    "source",
+    metavar="NAME",
+    help="Only if this one leads, as before it is stopped; else do nothing.",
+)
 @output_option
 @connection_options
-def transfer_leader(to: str | None, output: str, endpoints: tuple[str, ...], timeout_s: float) -> None:
+def transfer_leader(
+    to: str | None, source: str | None, output: str, endpoints: tuple[str, ...], timeout_s: float
+) -> None:
     """Hand leadership over; writes pause for a few hundredths of a second."""
     with connected(endpoints, timeout_s) as client:
+        if source is not None and (leader := client.cluster(timeout_s=timeout_s)["leader"]) != source:
+            click.echo(
+                f"{source} does not lead ({leader or 'nobody is known to'}): nothing was done", err=True
+            )
+            return
         document = client.transfer_leadership(to, timeout_s=timeout_s)
     if output == "json":
         print_json(document)

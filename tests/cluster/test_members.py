@@ -61,6 +61,17 @@ def test_leadership_goes_to_someone_else_where_nobody_is_named(nodes: LocalClust
     assert nodes.wait_leader() == after
 
 
+def test_leadership_is_taken_only_from_whom_it_is_to_be_taken(nodes: LocalCluster) -> None:
+    leader = nodes.wait_leader()
+    other = next(name for name in nodes.names if name != leader)
+    nothing = member(nodes, "transfer-leader", "--from", other)
+    assert (nothing.returncode, nothing.stdout) == (0, ""), nothing.stderr
+    assert f"{other} does not lead ({leader})" in nothing.stderr
+    assert nodes.wait_leader() == leader
+    assert member(nodes, "transfer-leader", "--from", leader).returncode == 0
+    assert nodes.wait_leader() != leader
+
+
 def test_leadership_is_not_given_to_a_stranger_nor_to_who_is_away(nodes: LocalCluster) -> None:
     leader = nodes.wait_leader()
     assert member(nodes, "transfer-leader", "--to", "n9").returncode == 3
