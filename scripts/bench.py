@@ -4,7 +4,7 @@
     .venv/bin/python scripts/bench.py                 everything: an hour and a half
     .venv/bin/python scripts/bench.py --bars          only what the bars in docs/benchmarks.md need
     .venv/bin/python scripts/bench.py --quick         the same with two seconds a case and three rounds
-    .venv/bin/python scripts/bench.py --redraw FILE   tables and chart of an earlier run
+    .venv/bin/python scripts/bench.py --redraw FILE…  tables and chart of earlier runs: rounds of one campaign
     .venv/bin/python scripts/bench.py --probe NAME    raftkv alone: knee, follower, growth, instruments
 
 Starts every system itself, on loopback, each on fresh data on the same disk, and ends it. A system that
@@ -64,7 +64,9 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, help="JSON; default results.json in the directory")
     parser.add_argument("--chart", type=Path, help="PNG and SVG under this name; default beside the JSON")
-    parser.add_argument("--redraw", type=Path, metavar="FILE", help="measure nothing, show these results")
+    parser.add_argument(
+        "--redraw", type=Path, nargs="+", metavar="FILE", help="measure nothing, show these results together"
+    )
     parser.add_argument("--probe", choices=PROBES, help="instead: how raftkv alone behaves; probe-NAME.json")
     parser.add_argument("--install", action="store_true", help=f"first: apt-get install {' '.join(PACKAGES)}")
     chosen = parser.parse_args()
@@ -80,10 +82,10 @@ def main() -> int:
     chosen = arguments()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it cleans up as after Ctrl-C
     if chosen.redraw:
-        document = json.loads(chosen.redraw.read_text())
-        return show(
-            [results.from_document(each) for each in document["samples"]], document["about"], chosen.chart
-        )
+        samples, about = results.joined([json.loads(path.read_text()) for path in chosen.redraw])
+        if len(chosen.redraw) > 1:
+            save(chosen.output, samples, about)
+        return show(samples, about, chosen.chart)
     if chosen.install:
         install()
     chosen.directory.mkdir(parents=True, exist_ok=True)

@@ -6,8 +6,8 @@ the range of the ratios within the single rounds, which says how much a median i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -42,6 +42,22 @@ class Sample:
 
 def from_document(document: dict[str, Any]) -> Sample:
     return Sample(**{**document, "case": Case(**document["case"])})
+
+
+def joined(documents: Sequence[Mapping[str, Any]]) -> tuple[list[Sample], dict[str, Any]]:
+    """Several runs, as they were saved, as the rounds of one; what is said about it is the first one's."""
+    samples: list[Sample] = []
+    about = {**documents[0]["about"], "sync_ms": []}
+    for document in documents:
+        before = max((each.round for each in samples), default=0)
+        own = [from_document(each) for each in document["samples"]]
+        samples += [replace(each, round=before + each.round) for each in own]
+        about["sync_ms"] += [
+            {**each, "round": before + each["round"]} for each in document["about"]["sync_ms"]
+        ]
+    if len(documents) > 1:
+        about["command"] += f", {len(documents)} times"
+    return samples, about
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,25 @@ def test_bench_measures_raftkv_against_its_ceiling(tmp_path: Path) -> None:
 
 
 @needs_wrk
+@pytest.mark.parametrize(("name", "situations"), [("follower", 5), ("instruments", 6)])
+def test_a_probe_plays_its_situations(tmp_path: Path, name: str, situations: int) -> None:
+    """Whether its bounds hold is for a quiet machine to say."""
+    words = ("--directory", str(tmp_path), "--probe", name, "--seconds", "1", "--rounds", "1")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "bench.py"), *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    document = json.loads((tmp_path / f"probe-{name}.json").read_text())
+    assert len({each["situation"] for each in document["seen"]}) == situations
+    assert all(each["rate"] > 10 and not each["refused"] for each in document["seen"])
+    assert [each.name for each in tmp_path.iterdir() if each.name.startswith("data-")] == []
+
+
+@needs_wrk
 @pytest.mark.parametrize("kind", [PlainPySyncObj, EtcdGateway])
 def test_a_peer_has_what_it_acknowledged(kind: type[PlainPySyncObj | EtcdGateway], tmp_path: Path) -> None:
     system = kind(tmp_path)

@@ -14,6 +14,8 @@ import pytest
 from cluster.bench import campaign, chart, results
 from cluster.bench.load import Load, parse
 from cluster.bench.loadtest import DURATIONS
+from cluster.bench.probes import LOADS, PROBES, Bound, Seen, bounds_table, holds, knee_of, under_way
+from cluster.bench.probes import table as probes_table
 from cluster.bench.requests import (
     KEYS,
     OPERATION_NAMES,
@@ -160,6 +162,18 @@ def test_samples_survive_the_file() -> None:
     assert "PUT, 128 B, 64 connections" in table([before])
 
 
+def test_runs_are_joined_as_the_rounds_of_one() -> None:
+    def document(*rates: float) -> dict[str, Any]:
+        samples = [sample("raftkv", number, rate).document() for number, rate in enumerate(rates, 1)]
+        syncs = [{"round": number, "median": 1.0} for number in range(1, len(rates) + 1)]
+        return {"about": {"command": "bench", "sync_ms": syncs}, "samples": samples}
+
+    samples, about = results.joined([document(1.0, 2.0), document(3.0)])
+    assert [(each.round, each.operations_per_second) for each in samples] == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    assert ([each["round"] for each in about["sync_ms"]], about["command"]) == ([1, 2, 3], "bench, 2 times")
+    assert results.joined([document(1.0)])[1]["command"] == "bench"
+
+
 def test_every_bar_names_a_case_that_its_systems_run() -> None:
     for system, case in {side for bar in BARS for side in (bar.over, bar.under)}:
         assert case.operation in SYSTEMS[system].operations
@@ -167,7 +181,7 @@ def test_every_bar_names_a_case_that_its_systems_run() -> None:
 
 def test_the_documentation_names_every_system_case_and_script() -> None:
     page = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text()
-    rows = {*(f"`{name}`" for name in (*SYSTEMS, *DURATIONS)), *OPERATION_NAMES.values()}
+    rows = {*(f"`{name}`" for name in (*SYSTEMS, *DURATIONS, *PROBES)), *OPERATION_NAMES.values()}
     assert {row for row in rows if f"| {row} |" not in page} == set()
 
 
@@ -184,6 +198,31 @@ def test_load_counts_every_kind_of_failure() -> None:
     }  # fmt: skip
     load = parse(document, 0.25)
     assert (load.errors, load.seconds, load.p50_ms, load.bytes_an_answer) == (15, 2.0, 1.5, 100.0)
+
+
+# --- probes ------------------------------------------------------------------------------------------------
+
+
+def seen(situation: str, *rates: float) -> list[Seen]:
+    return [Seen(situation, number, rate, 1.0, 2.0, 10.0, 0, 0.0) for number, rate in enumerate(rates, 1)]
+
+
+def test_the_knee_is_where_twice_the_load_brings_little_more() -> None:
+    rates = dict(zip(LOADS, (100, 190, 350, 600, 650, 660, 600, 500), strict=True))
+    found = [each for load, rate in rates.items() for each in seen(under_way(load), rate)]
+    assert knee_of(found) == 128
+    rising = [each for load in LOADS for each in seen(under_way(load), load)]
+    assert knee_of(rising) == LOADS[-2]
+
+
+def test_a_bound_compares_medians_and_says_what_does_not_hold() -> None:
+    found = [*seen("base", 10.0, 100.0, 1000.0), *seen("other", 85.0, 85.0, 1.0)]
+    good = Bound("other", "other", "base", "rate", at_least=0.8)
+    assert holds(found, good) == (0.85, True)
+    assert holds(found, dataclasses.replace(good, at_least=0.9))[1] is False
+    assert holds(found, Bound("cpu", "other", "base", "cpu_us", at_most=0.99)) == (1.0, False)
+    assert [row.split("|")[4].strip() for row in bounds_table(found, [good]).splitlines()[2:]] == ["yes"]
+    assert "| other" in probes_table(found).splitlines()[3]
 
 
 # --- checks on a system ----------------------------------------------------------------------------------
