@@ -58,6 +58,8 @@ def reason_of(error: BaseException) -> str:
         error, ConnectionAbortedError | TimeoutError
     ):  # uvloop's and asyncio's word for the deadline
         return "no TLS handshake within its deadline"
+    if isinstance(error, ConnectionRefusedError):
+        return "nobody listens there"
     if isinstance(error, ConnectionError):
         return "the other end hung up in the TLS handshake"
     return str(error) or type(error).__name__
