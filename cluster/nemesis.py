@@ -25,7 +25,7 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Literal, assert_never
+from typing import Literal, TypeVar, assert_never
 from urllib.parse import urlsplit
 
 import click
@@ -146,6 +146,7 @@ class Report:
     outcomes: dict[str, int] = field(default_factory=dict)
     keys: int = 0
     faults: dict[str, int] = field(default_factory=dict)
+    standing: str = "while a majority stood"  # what the second write gap is of
     violations: list[Violation] = field(default_factory=list)
     write_gap: tuple[float, float] = (0.0, 0.0)  # (seconds, since when from the start)
     write_gap_with_majority: tuple[float, float] = (0.0, 0.0)
@@ -161,7 +162,8 @@ class Report:
         yield "  " + ", ".join(f"{name} {count}" for name, count in sorted(self.faults.items()))
         yield (
             "longest write gap {:.2f} s at {:.2f} s; ".format(*self.write_gap)
-            + "while a majority stood {:.2f} s at {:.2f} s".format(*self.write_gap_with_majority)
+            + self.standing
+            + " {:.2f} s at {:.2f} s".format(*self.write_gap_with_majority)
         )
         if self.elections_s:
             median, longest = statistics.median(self.elections_s), max(self.elections_s)
@@ -174,6 +176,9 @@ class Report:
             yield f"  {violation.rule} {violation.key}: {violation.evidence[:600]}"
         if self.saved:
             yield f"history and logs are in {self.saved}"
+
+
+CampaignT = TypeVar("CampaignT", bound="Campaign")
 
 
 # --- the campaign --------------------------------------------------------------------------------------
@@ -191,14 +196,15 @@ class Campaign:
         self._random = Random(f"load {seed}")
         self._recorder = Recorder(time.monotonic)
         self._endpoints = endpoints(cluster)
-        self._state = dict.fromkeys(cluster.names, "running")  # or paused, stopping, down
+        self._members = list(cluster.founders)
+        self._state = dict.fromkeys(self._members, "running")  # or paused, stopping, down
         self._cuts: dict[Fault, frozenset[Link]] = {}
         self._began = time.monotonic()
         self._standing: list[tuple[float, bool]] = []  # (moment, does a majority stand from now on)
         self._leader: str | None = None  # as the last fault found it
         self._leader_kills: list[float] = []  # those that left a majority
         self._load = Load(self._clients("c", CLIENTS), self._random)
-        self.report = Report(len(cluster.names), "yes" if links else "no")
+        self.report = Report(len(self._members), "yes" if links else "no")
 
     async def torment(self, faults: Sequence[Fault]) -> Report:
         """The faults under load, then calm, then the verdict."""
@@ -229,7 +235,7 @@ class Campaign:
     async def _inflict(self, fault: Fault) -> None:
         await asyncio.sleep(max(0.0, self._began + fault.at_s - time.monotonic()))
         leader = await asyncio.to_thread(self._cluster.leader)
-        hit = victim(fault, self._cluster.names, leader)
+        hit = victim(fault, self._members, leader)
         self._leader = leader
         match fault.kind:
             case "kill":
@@ -290,7 +296,7 @@ class Campaign:
             self._start(name)
 
     async def _cut_and_heal(self, hit: str, fault: Fault) -> None:
-        self._cuts[fault] = links_of(fault, self._cluster.names, hit)
+        self._cuts[fault] = links_of(fault, self._members, hit)
         self._count(fault.kind, hit)
         await self._apply_cuts()
         await asyncio.sleep(fault.lasting_s)
@@ -338,13 +344,15 @@ class Campaign:
 
     def _note_standing(self) -> None:
         working = [name for name, state in self._state.items() if state == "running"]
-        stands = majority_stands(self._cluster.names, working, self._cut() | self._lossy())
-        self._standing.append((time.monotonic(), stands))
+        self._standing.append((time.monotonic(), self._stands(working)))
+
+    def _stands(self, working: Collection[str]) -> bool:
+        return majority_stands(self._members, working, self._cut() | self._lossy())
 
     def _tell(self, text: str) -> None:
         self._say(f"{time.monotonic() - self._began:7.2f} s  {text}")
 
-    def _count(self, kind: Kind, *hit: str) -> None:
+    def _count(self, kind: str, *hit: str) -> None:
         self.report.faults[kind] = self.report.faults.get(kind, 0) + 1
         told = [name + " (leader)" if name == self._leader else name for name in hit]
         self._tell(f"{kind} {' '.join(told)}")
@@ -397,7 +405,7 @@ class Campaign:
 
     async def _ready(self) -> None:
         try:
-            await asyncio.to_thread(self._cluster.wait_ready, None, READY_SECONDS_MAX)
+            await asyncio.to_thread(self._cluster.wait_ready, self._members, READY_SECONDS_MAX)
         except NodeFailed as error:
             self._violate("ready", str(error))
 
@@ -453,23 +461,19 @@ class Campaign:
             client.close()
 
         async with asyncio.TaskGroup() as group:
-            for name, client in zip(
-                self._cluster.names, self._clients("reader", len(self._cluster.names)), strict=True
-            ):
+            for name, client in zip(self._members, self._clients("reader", len(self._members)), strict=True):
                 group.create_task(read(client, name))
 
     async def _compare_exports(self) -> None:
         try:
-            exports = [
-                await asyncio.to_thread(export, self._cluster.api_url(name)) for name in self._cluster.names
-            ]
+            exports = [await asyncio.to_thread(export, self._cluster.api_url(name)) for name in self._members]
         except (OSError, ValueError, http.client.HTTPException) as error:
             self._violate("convergence", f"no export: {error}")
             return
         if len(set(exports)) != 1:
             told = ", ".join(
                 f"{name}: {count} items, revision {revision}, sha256 {digest[:16]}"
-                for name, (count, revision, digest) in zip(self._cluster.names, exports, strict=True)
+                for name, (count, revision, digest) in zip(self._members, exports, strict=True)
             )
             self._violate("convergence", told)
 
@@ -534,12 +538,18 @@ def export(api_url: str, timeout_s: float = 60.0) -> tuple[int, int, str]:
 
 @contextmanager
 def campaign(
-    data_dir: Path, *, nodes: int, seed: int, say: Callable[[str], None] = print
-) -> Iterator[Campaign]:
+    data_dir: Path,
+    *,
+    nodes: int,
+    seed: int,
+    spares: int = 0,
+    kind: Callable[..., CampaignT],
+    say: Callable[[str], None] = print,
+) -> Iterator[CampaignT]:
     """A started cluster in namespaces of its own (on loopback, without partitions, where there can't be any).
     The calling thread is among them meanwhile. A run that broke a promise, or ended early, is saved in
-    `data_dir`."""
-    names = [f"n{number}" for number in range(1, nodes + 1)]
+    `data_dir`. `spares`: nodes beside the founders, for who has a use for them."""
+    names = [f"n{number}" for number in range(1, nodes + spares + 1)]
     why_not = network.unavailable()
     with ExitStack() as stack:
         links: Network | None = None
@@ -549,14 +559,15 @@ def campaign(
         cluster = stack.enter_context(
             LocalCluster(
                 data_dir,
-                nodes=nodes,
-                base_port=8400 if links else find_base_port(nodes),
+                nodes=nodes + spares,
+                founders=nodes,
+                base_port=8400 if links else find_base_port(nodes + spares),
                 hosts=links.addresses if links else None,
                 command_prefix={name: links.command_prefix(name) for name in names} if links else None,
             )
         )
         cluster.start_all()
-        running = Campaign(cluster, links, seed=seed, say=say)
+        running = kind(cluster, links, seed=seed, say=say)
         running.report.partitions = why_not or "yes"
         finished = False
         try:
@@ -578,7 +589,7 @@ def run(
     say: Callable[[str], None] = print,
 ) -> Report:
     """A whole run: `elections` kills of the leader and nothing else, or else the seed's faults."""
-    with campaign(data_dir, nodes=nodes, seed=seed, say=say) as running:
+    with campaign(data_dir, nodes=nodes, seed=seed, kind=Campaign, say=say) as running:
         if elections:
             return asyncio.run(running.elections(elections))
         partitions = running.report.partitions == "yes"
@@ -592,7 +603,10 @@ def run(
 @click.option("--nodes", default="3", show_default=True, type=click.Choice(["3", "5"]))
 @click.option("--elections", default=0, help="Instead of faults of all kinds: kill the leader this often.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Must be empty. Kept if you name it.")
-def main(minutes: float, seed: int | None, nodes: str, elections: int, data_dir: Path | None) -> None:
+@click.option("--membership", is_flag=True, help="Instead: members come, go, are replaced and restarted.")
+def main(
+    minutes: float, seed: int | None, nodes: str, elections: int, data_dir: Path | None, membership: bool
+) -> None:
     """Torments a real cluster under load and checks what its clients saw. Exit code 1: a promise broke."""
     seed = random.SystemRandom().randrange(2**32) if seed is None else seed
     directory = data_dir or Path(tempfile.mkdtemp(prefix="raftkv-nemesis-"))
@@ -600,7 +614,14 @@ def main(minutes: float, seed: int | None, nodes: str, elections: int, data_dir:
         raise click.UsageError(f"{directory} is not empty")
     directory.mkdir(parents=True, exist_ok=True)
     click.echo(f"seed {seed}, data in {directory}")
-    report = run(directory, nodes=int(nodes), seed=seed, minutes=minutes, elections=elections, say=click.echo)
+    if membership:
+        from cluster.churn import run as run_churn
+
+        report = run_churn(directory, seed=seed, minutes=minutes, say=click.echo)
+    else:
+        report = run(
+            directory, nodes=int(nodes), seed=seed, minutes=minutes, elections=elections, say=click.echo
+        )
     for line in report.lines():
         click.echo(line)
     if report.violations:

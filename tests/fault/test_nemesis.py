@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster import nemesis
+from cluster import churn, nemesis
 
 ELECTION_SECONDS_MAX = 2.0  # the promise: the median time from kill -9 of the leader to the next write
 
@@ -27,3 +27,12 @@ def test_writes_resume_soon_after_each_kill_of_the_leader(tmp_path: Path) -> Non
     assert report.violations == []
     assert len(report.elections_s) == 5
     assert statistics.median(report.elections_s) <= ELECTION_SECONDS_MAX
+
+
+def test_no_promise_is_broken_while_members_come_and_go(tmp_path: Path) -> None:
+    report = churn.run(tmp_path, seed=1, minutes=0.4)
+    print("\n".join(report.lines()))
+    assert report.violations == []
+    assert report.write_gap_with_majority[0] <= churn.WRITE_GAP_SECONDS_MAX
+    assert len({"add", "remove", "promote", "replace"} & report.faults.keys()) >= 2
+    assert report.operations > 500, "too little was done to prove anything"
