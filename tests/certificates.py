@@ -9,7 +9,7 @@ from pathlib import Path
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from cluster.certs import LOCAL_HOSTS, Authority, Pair, write_private
-from raftkv.tls.credentials import ApiFiles, Credentials, PeerFiles
+from raftkv.tls.credentials import PEER_SUFFIX, ApiFiles, Credentials, PeerFiles
 
 
 class Certificates:
@@ -40,15 +40,18 @@ class Certificates:
 
     def pairs(self) -> dict[str, Pair]:
         """What a caller of a raft port may show, by what is wrong with it for a call under the name n2."""
-        server_only = [ExtendedKeyUsageOID.SERVER_AUTH]
         return {
             "expired": self.authority.node("n2", days=-1),
             "wrong CA": self.stranger.node("n2"),
             "a client's": self.authority.client(),
             "a non-member's": self.authority.node("n9"),
             "another member's": self.authority.node("n3"),
-            "for servers alone": self.authority.sign("n2", ("n2.raftkv", *LOCAL_HOSTS), server_only, days=1),
+            "for servers alone": self.servers_alone("n2"),
         }
+
+    def servers_alone(self, name: str) -> Pair:
+        hosts = (f"{name}{PEER_SUFFIX}", *LOCAL_HOSTS)
+        return self.authority.sign(name, hosts, [ExtendedKeyUsageOID.SERVER_AUTH], days=1)
 
     def caller(self, name: str, pair: Pair | None) -> ssl.SSLContext:
         """A caller's context that shows the pair, and looks at nothing of what it is shown."""

@@ -485,8 +485,8 @@ class Listener:
     def hot(self) -> HotConnection:
         return HotConnection(self._api, self, self._loop)
 
-    def cold(self) -> Connection:
-        return Connection(self.server, self._api, self, loop=self._loop)
+    def cold(self, head_began: float | None = None) -> Connection:
+        return Connection(self.server, self._api, self, loop=self._loop, head_began=head_began)
 
     def takes_back(self, data: bytes) -> bool:
         """Whether a request on a cold connection that is idle is for the hot path."""

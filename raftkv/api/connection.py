@@ -38,6 +38,7 @@ from raftkv.api.limits import Limits
 from raftkv.api.routes import METHODS
 from raftkv.api.wire import Answer, answer_head, shown
 from raftkv.errors import BadRequest, Overloaded, RaftkvError
+from raftkv.tls.port import secured
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 HEAD_END = b"\r\n\r\n"
@@ -73,6 +74,7 @@ class Connection(RequestHandler):
         "_body",
         "_body_left",
         "_first_line",
+        "_head_began",
         "_head_bytes",
         "_head_tail",
         "_head_timer",
@@ -92,7 +94,9 @@ class Connection(RequestHandler):
         hot: Hot | None = None,
         *,
         loop: asyncio.AbstractEventLoop,
+        head_began: float | None = None,
     ) -> None:
+        """`head_began`: when the first request's first byte came to who had this connection before."""
         limits = server.limits
         super().__init__(
             manager,
@@ -114,14 +118,15 @@ class Connection(RequestHandler):
         self.half_closed = False
         # The body that did not come whole, and what is wrong with its encoding ("": it was cut short).
         self.body_failure: tuple[StreamReader, str] | None = None
-        self._start_head()
+        self._start_head(head_began)
 
-    def _start_head(self) -> None:
+    def _start_head(self, head_began: float | None = None) -> None:
         self._head_bytes = 0
         self._line_bytes = 0  # 0 until the request line's end was seen
         self._head_tail = b""
         self._first_line = b""
         self._head_timer: asyncio.TimerHandle | None = None
+        self._head_began = head_began
 
     # --- coming and going --------------------------------------------------------------------------
 
@@ -160,7 +165,11 @@ class Connection(RequestHandler):
         super().connection_lost(exc)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio asks for a bool or None
-        """The client will send nothing more. True keeps the other direction open for what it waits for."""
+        """The client will send nothing more. True keeps the other direction open for what it waits for. Not
+        with TLS: asyncio's ends both directions at once."""
+        return self._close_half() and not secured(self.transport)
+
+    def _close_half(self) -> bool:
         self.half_closed = True
         if self._body is not None and not self._body.is_eof():
             self._refused = True
@@ -247,8 +256,9 @@ class Connection(RequestHandler):
         if end < 0:
             self._head_tail = (self._head_tail + piece)[-(len(HEAD_END) - 1) :]
             if self._head_timer is None:
-                self._head_timer = self._loop.call_later(
-                    self._server.limits.header_seconds_max, self._head_too_slow
+                began = self._loop.time() if self._head_began is None else self._head_began
+                self._head_timer = self._loop.call_at(
+                    began + self._server.limits.header_seconds_max, self._head_too_slow
                 )
         self._feed(piece)
         return data[cut:]

@@ -65,6 +65,7 @@ from raftkv.kv.command import Delete, Put
 from raftkv.metrics import RequestTimes
 from raftkv.model import Applied, Deleted, Written
 from raftkv.service import LINEARIZABLE, Freshness, KVService, keyed
+from raftkv.tls.port import secured
 
 T = TypeVar("T")
 
@@ -286,7 +287,9 @@ class Server(Protocol):
 class Cold(Protocol):
     """Makes the other kind of connection."""
 
-    def cold(self) -> asyncio.Protocol: ...
+    def cold(self, head_began: float | None) -> asyncio.Protocol:
+        """`head_began`: when the first byte came of the request that it is given at once."""
+        ...
 
 
 class Turn(msgspec.Struct, eq=False, gc=False):
@@ -502,11 +505,12 @@ class HotConnection(asyncio.Protocol):
         self._held.clear()
 
     def eof_received(self) -> bool:
-        """True keeps the other direction open for the answers that the client still waits for."""
+        """True keeps the other direction open for the answers that the client still waits for. Not with TLS:
+        asyncio's ends both directions at once."""
         self._half_closed = True
         if self._held and not self._blocked:
             self._leave()  # an unfinished request: the cold path says so
-        return self._over or bool(self._turns or self._held)
+        return (self._over or bool(self._turns or self._held)) and not secured(self._transport)
 
     @property
     def busy(self) -> bool:
@@ -531,7 +535,8 @@ class HotConnection(asyncio.Protocol):
         transport, held = self._transport, b"".join(self._held)
         self.server.bytes_received -= len(held)  # they are counted where they go
         self._end()
-        cold = self._listener.cold()
+        # Where this side would not read, the time since the request's first byte is not the client's.
+        cold = self._listener.cold(self._held_since if held and not self._reading_paused else None)
         transport.set_protocol(cold)
         cold.connection_made(transport)
         if self._reading_paused:

@@ -141,6 +141,7 @@ class Transport:
         self._callers: dict[str, _Caller] = {}
         self._accepted: dict[str, _Accepted] = {}
         self._strangers: dict[_Accepted, None] = {}  # unauthenticated, oldest first
+        self._leaving: set[_Accepted] = set()  # rejected, with a refusal or TLS's farewell on its way
         self._complaints = Complaints(logger)
         self._encoded_message: Message | None = None
         self._encoded = b""
@@ -181,7 +182,7 @@ class Transport:
         self._server.close()
         for caller in self._callers.values():
             caller.stop()
-        for connection in [*self._accepted.values(), *self._strangers]:
+        for connection in [*self._accepted.values(), *self._strangers, *self._leaving]:
             connection.abort()
         try:
             if isinstance(error, asyncio.CancelledError):  # perhaps the group's own, for a task that failed
@@ -401,6 +402,7 @@ class _Accepted(asyncio.Protocol):
         if self._deadline is not None:
             self._deadline.cancel()
         self._owner._accepted_gone(self)
+        self._owner._leaving.discard(self)
 
     def reject(self, reason: str, *, name: str = "") -> None:
         """Close, for a reason that someone should see. What was written (a refusal) still goes out.
@@ -418,6 +420,7 @@ class _Accepted(asyncio.Protocol):
         )
         self._closed = True
         self._owner._accepted_gone(self)
+        self._owner._leaving.add(self)
         assert self._transport is not None
         self._transport.close()
 

@@ -263,7 +263,7 @@ class Credentials:
         self.reloads = 0
         self.failures = 0
         self.refused = 0  # handshakes on this port that failed
-        self._files = files
+        self.files = files
         self._loaded_stamps = self._seen = self._stamps()
         self._loaded = files.load()
         self._reminded = float("-inf")
@@ -281,7 +281,7 @@ class Credentials:
         return self._loaded.certificates
 
     def _stamps(self) -> tuple[tuple[int, int, int] | None, ...]:
-        return tuple(_stamp(path) for path in self._files.paths)
+        return tuple(_stamp(path) for path in self.files.paths)
 
     def look(self, *, at_once: bool = False) -> Loaded | ConfigError | None:
         """Reads the files if they have changed, else None. Blocks; changes nothing that others read. A change
@@ -295,7 +295,7 @@ class Credentials:
             return None
         self._loaded_stamps = self._seen = stamps
         try:
-            loaded = self._files.load()
+            loaded = self.files.load()
         except ConfigError as error:
             return error
         now = datetime.now(UTC)

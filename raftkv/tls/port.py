@@ -65,6 +65,11 @@ def reason_of(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
+def secured(transport: asyncio.BaseTransport | None) -> bool:
+    """Whether the connection speaks TLS."""
+    return transport is not None and transport.get_extra_info("ssl_object") is not None
+
+
 class SecurePort:
     """Made by `open_port`. Each connection is `make`'s protocol; that is called at acceptance.
 

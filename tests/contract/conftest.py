@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -28,13 +29,16 @@ class Node:
     consensus: LocalConsensus
     service: KVService
     api: ApiServer
+    tls: ssl.SSLContext | None = None
 
     @property
     def http(self) -> Http:
-        return Http("127.0.0.1", self.api.port)
+        return Http("127.0.0.1", self.api.port, tls=self.tls)
 
 
-async def start_node(limits: Limits, name: str = "n1", **options: object) -> Node:
+async def start_node(
+    limits: Limits, name: str = "n1", tls: ssl.SSLContext | None = None, **options: object
+) -> Node:
     consensus = LocalConsensus(name)
     service = KVService(
         consensus,
@@ -47,7 +51,7 @@ async def start_node(limits: Limits, name: str = "n1", **options: object) -> Nod
         exports_max=limits.exports_max,
     )
     api = await start_api(service, host="127.0.0.1", port=0, limits=limits, **options)  # type: ignore[arg-type]
-    return Node(consensus, service, api)
+    return Node(consensus, service, api, tls)
 
 
 @pytest.fixture

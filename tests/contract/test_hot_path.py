@@ -174,9 +174,9 @@ def handed_over(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     made: list[object] = []
     cold = Listener.cold
 
-    def count(listener: Listener) -> object:
+    def count(listener: Listener, head_began: float | None = None) -> object:
         made.append(listener)
-        return cold(listener)
+        return cold(listener, head_began)
 
     monkeypatch.setattr(Listener, "cold", count)
     return made

@@ -781,7 +781,7 @@ async def test_a_client_that_has_said_all_still_gets_its_answers(http: Http, nam
     async with http.connect() as connection:
         put = request("PUT", path(name), [*http.headers], b"v")
         connection.send(put + request("GET", path(name)))
-        connection.writer.write_eof()
+        connection.end()
         assert (await connection.reply()).status == 201
         assert (await connection.reply()).body == b"v"
         assert await connection.closed()

@@ -428,6 +428,22 @@ async def test_the_deadline_of_headers_starts_with_each_request(node: Node) -> N
         assert (await connection.reply()).status == 408
 
 
+@pytest.mark.parametrize("limits", [replace(DEFAULT, header_seconds_max=3)])
+async def test_headers_that_drip_are_cut_off_by_the_deadline_of_their_first_byte(node: Node) -> None:
+    """On the hot path, which has no timers and hands what is not finished to the other after a second."""
+    loop = asyncio.get_running_loop()
+    async with node.http.connect() as connection:
+        began = loop.time()
+        reply = asyncio.create_task(connection.reply())
+        for byte in b"PUT /v1/kv/a HTTP/1.1\r\nHost: a-host-with-a-long-name":
+            connection.send(bytes([byte]))
+            await asyncio.wait([reply], timeout=0.1)
+            if reply.done():
+                break
+        assert (await reply).status == 408
+        assert 3 <= loop.time() - began < 3.9  # not a second more, which is when it was handed over
+
+
 @pytest.mark.parametrize("limits", [replace(DEFAULT, header_seconds_max=1)])
 async def test_a_body_that_drips_is_cut_off(node: Node) -> None:
     async with node.http.connect() as connection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import ssl
 from pathlib import Path
@@ -97,6 +98,8 @@ async def called(target: Node, context: ssl.SSLContext | None) -> BarePeer:
         return await BarePeer(reader, writer).shake_hands("n2", target)
     finally:
         writer.transport.abort()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
 
 
 @pytest.mark.parametrize("caller", CALLERS)
