@@ -55,7 +55,7 @@ ADMINISTER_S = 10.0  # of a run; a change takes a few round trips, an added node
 REMOVED_S = 0.3  # until somebody gives a removed node an empty disk
 
 # what an administrator does -> how often, among what a run has
-ACTS = {"add": 6, "promote": 4, "remove": 4, "wipe": 4, "burst": 2}
+ACTS = {"add": 6, "promote": 4, "remove": 4, "wipe": 4, "burst": 2, "hasty": 4}
 
 
 class MemberHost(NodeHost):
@@ -154,6 +154,7 @@ class MemberProcess(NodeProcess):
         self.formed = True
         engine = self.engine
         engine.on_membership = self._on_membership
+        engine.on_role = self._on_role
         publish = engine.compaction.published
 
         def published(manifest: Manifest) -> None:
@@ -165,6 +166,12 @@ class MemberProcess(NodeProcess):
         self._world.joined(self)
         for peer in self.hellos:
             engine.peer_connected(peer)
+
+    def _on_role(self) -> None:
+        rng = self._world.hasty
+        if rng is not None and self.is_leader and not self._world.settling:
+            self._world.hasty = None
+            self._world.scheduler.after(0.0, self.owner, self._world.change_hastily, self, rng)
 
     # --- doors --------------------------------------------------------------------------------------------
 
@@ -302,6 +309,7 @@ class MemberWorld(World):
     def __init__(self, seed: int, nodes: int, spares: int, transcript: Callable[[str], None] | None) -> None:
         self.committed = membership(tuple(f"n{number}" for number in range(1, nodes + 1)))
         self._history = [(1, self.committed)]
+        self.hasty: random.Random | None = None  # whoever is elected next changes something at once
         reference = Reference()
 
         def apply(index: int, payload: bytes) -> Hashable:
@@ -394,11 +402,26 @@ class MemberWorld(World):
     def _administer(self, act: str, rng: random.Random) -> None:
         if act == "wipe":
             self._wipe(rng)
+        elif act == "hasty":
+            self.hasty = rng
         elif act == "burst":
             for each in ("remove", "add", "add"):
                 self._propose(each, rng)
         else:
             self._propose(act, rng)
+
+    def change_hastily(self, process: MemberProcess, rng: random.Random) -> None:
+        """And its word gets to some only."""
+        now = process.engine.membership
+        learners = [name for name in now.learners if now.instance(name)]
+        change = (
+            Promote(rng.choice(learners))
+            if learners and rng.random() < 0.6
+            else Remove(rng.choice(now.names))
+        )
+        process.change(change)
+        others = [name for name in self.names if name != process.name]
+        self._apart([process.name, *rng.sample(others, rng.randint(0, 2))], rng.uniform(0.5, 2.5))
 
     def _propose(self, act: str, rng: random.Random) -> None:
         leader = self._leader()

@@ -333,13 +333,15 @@ MUTANTS: tuple[Mutant, ...] = (
             "False",
         ),
         members=True,
-        seed=25,
+        seed=75,
     ),
     _mutant(
         "change-before-no-op",
         "a new leader changes the membership before an entry of its term is committed (the 2015 correction)",
         (engine.Engine, "plan", "not self.leading or core", "core"),
+        nodes=4,
         members=True,
+        seed=17,
     ),
     _mutant(
         "learner-votes",
@@ -388,7 +390,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
         (core.Core, "is_voter", "and self.membership.instance(self.name) == self.instance", ""),
         members=True,
-        seed=39,
+        seed=4,
     ),
     _mutant(
         "disk-of-old-votes",
@@ -414,7 +416,6 @@ MUTANTS: tuple[Mutant, ...] = (
             "self.log.add(fresh.payload, index + offset, fresh.term)",
         ),
         members=True,
-        seed=7,
     ),
     _mutant(
         "snapshot-forgets-members",
@@ -427,7 +428,6 @@ MUTANTS: tuple[Mutant, ...] = (
         "a restart knows only the membership of its snapshot",
         (opening, "configurations_of", "return (covered, *later)", "return (covered,)"),
         members=True,
-        seed=20,
     ),
     # --- reads and answers ---
     _mutant(
@@ -439,7 +439,6 @@ MUTANTS: tuple[Mutant, ...] = (
             "return quorum_index(",
             "return self.sequence\n    return quorum_index(",
         ),
-        seed=33,
     ),
     _mutant(
         "read-before-no-op",
