@@ -23,6 +23,7 @@ _COMMANDS = {
     "snapshot": "cluster.snapshot_cli:snapshot",
     "journal": "cluster.journal_cli:journal",
     "doctor": "cluster.doctor_cli:doctor",
+    "debug": "cluster.debug_cli:debug",
     "certs": "cluster.certs_cli:certs",
     "completion": "cluster.completion_cli:completion",
     "probe": "cluster.probe_cli:probe",

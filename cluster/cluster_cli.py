@@ -8,7 +8,7 @@ import sys
 import click
 
 from cluster import health as judgement
-from cluster.connection import connection_options, output_option
+from cluster.connection import client_settings, connection_options, output_option
 from cluster.output import print_json, print_table
 from cluster.recover_cli import recover
 from cluster.survey import NODE_SECONDS, Node, survey
@@ -63,7 +63,7 @@ def health(as_json: bool, quiet: bool, output: str, endpoints: tuple[str, ...], 
 
 
 async def _look(endpoints: tuple[str, ...], timeout_s: float) -> list[Node]:
-    async with Client(endpoints, timeout_s=timeout_s) as client:
+    async with Client(endpoints, timeout_s=timeout_s, **client_settings()) as client:
         return await survey(client, timeout_s=timeout_s, ready=True)
 
 

@@ -2,42 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any
 
 import click
 
+from cluster.checks import Check, machine_checks, node_checks
 from cluster.connection import client_settings, output_option, security_options
 from cluster.output import print_json
-from raftkv.client import ClientError, SyncClient, parse_endpoints
+from cluster.survey import Node, survey
+from raftkv.client import Client, ClientError, parse_endpoints
 from raftkv.errors import RaftkvError
 from raftkv.snapshot.bucket import Bucket
 from raftkv.snapshot.remote import RemoteStore, attempts, open_bucket
 
-SYNCS = 200  # enough for a p99 with two beyond it
-SYNC_BYTES = 4096
-# Every write waits for one of these on the leader and on a majority. Above, elections begin to suffer.
-SYNC_MS_P99_MAX = 50.0
 PROBE_BYTES = 4 << 20
-
-
-class Check(NamedTuple):
-    name: str
-    state: Literal["ok", "warn", "fail"]
-    detail: str
+NODE_SECONDS = 3.0
 
 
 @click.command(
     epilog="""\b
 Examples:
   raftkv doctor --snapshots rados://raftkv/prod
-  raftkv doctor --data-dir /var/lib/raftkv --endpoints http://10.0.0.1:8400,http://10.0.0.2:8400
+  raftkv doctor --data-dir /var/lib/raftkv
+  raftkv doctor --endpoints http://10.0.0.1:8400
 
 Exit code 1 where a check failed."""
 )
@@ -55,13 +50,19 @@ Exit code 1 where a check failed."""
     envvar="RAFTKV_DATA_DIR",
     show_envvar=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Time the disk under a data directory.",
+    help="Check this machine for a node with that data directory: how fast its disk syncs, room, limits.",
 )
-@click.option("--endpoints", metavar="URL[,URL…]", help="Ask these nodes about their cluster.")
+@click.option(
+    "--endpoints", metavar="URL[,URL…]", help="Check the nodes of a cluster; one address is enough."
+)
 @security_options
 @output_option
 def doctor(store: str | None, data_dir: Path | None, endpoints: str | None, output: str) -> None:
-    """Check the snapshot store, the disk, and the members; whichever are named. Leaves nothing behind."""
+    """Check the snapshot store, this machine, and the nodes; whichever are named. Leaves nothing behind.
+
+    Of nodes: links, clocks, round trips, versions, alarms, fsync, CPU, disk, memory, open files and
+    certificates.
+    """
     if store is None and data_dir is None and endpoints is None:
         raise click.UsageError("nothing to check: give --snapshots, --data-dir or --endpoints")
     failed = False
@@ -70,7 +71,7 @@ def doctor(store: str | None, data_dir: Path | None, endpoints: str | None, outp
         if output == "json":
             print_json(check._asdict())
         else:
-            click.echo(f"{check.state:<5} {check.name:<16} {check.detail}")
+            click.echo(f"{check.state:<5} {check.name:<18} {check.detail}")
     sys.exit(1 if failed else 0)
 
 
@@ -78,13 +79,13 @@ def _checks(store: str | None, data_dir: Path | None, endpoints: str | None) -> 
     if store is not None:
         yield from store_checks(store)
     if data_dir is not None:
-        yield disk_check(data_dir)
+        yield from machine_checks(data_dir)
     if endpoints is not None:
         try:
             urls = parse_endpoints(endpoints)
         except ValueError as error:
             raise click.UsageError(str(error)) from None
-        yield from member_checks(urls)
+        yield from members(urls)
 
 
 # --- the store -------------------------------------------------------------------------------------------
@@ -155,55 +156,20 @@ def _content(bucket: Bucket) -> str:
     return f"{len(there)} snapshots, the newest {age_s:.0f} s old, {unfinished} being published"
 
 
-# --- the disk --------------------------------------------------------------------------------------------
+# --- nodes -----------------------------------------------------------------------------------------------
 
 
-def disk_check(directory: Path) -> Check:
-    """fdatasync of small appends, as the journal's."""
-    path = directory / f".raftkv-doctor-{secrets.token_hex(4)}"
-    times_ms = []
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            for number in range(SYNCS):
-                os.pwrite(descriptor, b"\0" * SYNC_BYTES, number * SYNC_BYTES)
-                began = time.perf_counter()
-                os.fdatasync(descriptor)
-                times_ms.append((time.perf_counter() - began) * 1000)
-        finally:
-            os.close(descriptor)
-            path.unlink()
-    except OSError as error:
-        return Check(
-            "disk", "fail", f"{directory}: {error.strerror}: a node could not write its journal there"
-        )
-    times_ms.sort()
-    p50, p99 = times_ms[len(times_ms) // 2], times_ms[int(len(times_ms) * 0.99)]
-    detail = f"fdatasync of {SYNC_BYTES} bytes: p50 {p50:.2f} ms, p99 {p99:.2f} ms"
-    if p99 > SYNC_MS_P99_MAX:
-        return Check("disk", "warn", f"{detail}: every write waits for one; use a disk with less to do")
-    return Check("disk", "ok", detail)
+def members(urls: tuple[str, ...]) -> Iterator[Check]:
+    nodes, limits = asyncio.run(_look(urls))
+    yield from node_checks(nodes, limits)
 
 
-# --- members ---------------------------------------------------------------------------------------------
-
-
-def member_checks(urls: tuple[str, ...]) -> Iterator[Check]:
-    with SyncClient(urls, timeout_s=3, **client_settings()) as client:
-        for url in urls:
-            try:
-                known = client.status(url, timeout_s=3)
-            except ClientError as error:
-                yield Check("node", "fail", f"{url}: {error}")
-                continue
-            away = [peer["name"] for peer in known["peers"] if not peer["reachable"]]
-            if not known["ready"]:
-                yield Check("node", "fail", f"{known['name']} at {url}: {known['ready_reason']}")
-            elif away:
-                detail = f"{known['name']} at {url} can't reach {', '.join(away)} at their raft addresses"
-                yield Check("node", "warn", detail)
-            else:
-                yield Check("node", "ok", f"{known['name']} at {url}: {known['role']}, reaches every member")
-            archive = known.get("archive")
-            if archive and archive["state"] == "failing":
-                yield Check("node", "fail", f"{known['name']} can't publish snapshots: {archive['error']}")
+async def _look(urls: tuple[str, ...]) -> tuple[list[Node], Mapping[str, Any]]:
+    async with Client(urls, timeout_s=NODE_SECONDS, **client_settings()) as client:
+        nodes = await survey(client, timeout_s=NODE_SECONDS, metrics=True)
+        there = next((node.url for node in nodes if node.answers), None)
+        limits: Mapping[str, Any] = {}
+        if there is not None:
+            with suppress(ClientError):
+                limits = await client.limits(there, timeout_s=NODE_SECONDS)
+    return nodes, limits

@@ -17,7 +17,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from cluster.connection import connection_options, output_option
+from cluster.connection import client_settings, connection_options, output_option
 from cluster.output import print_json
 from cluster.survey import NODE_SECONDS, Between, Node, Readings, survey
 from raftkv.client import Client
@@ -62,7 +62,7 @@ def top(once: bool, interval_s: float, output: str, endpoints: tuple[str, ...], 
 async def _top(
     endpoints: tuple[str, ...], timeout_s: float, interval_s: float, *, once: bool, as_json: bool
 ) -> None:
-    async with Client(endpoints, timeout_s=timeout_s) as client:
+    async with Client(endpoints, timeout_s=timeout_s, **client_settings()) as client:
         watch = Watch(client, timeout_s)
         await watch.look()
         if once or as_json:

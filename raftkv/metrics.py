@@ -105,14 +105,15 @@ class RequestTimes:
 
 
 class Metrics:
-    """`source` adds numbers that somebody else keeps."""
+    """`source` adds numbers that somebody else keeps. `process`: this process's own are among them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, process: bool = True) -> None:
         self._requests: dict[tuple[str, str], RequestTimes] = {}
         self._sources: list[Source] = []
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
-        ProcessCollector(namespace="raftkv", registry=self._registry)
+        if process:
+            ProcessCollector(namespace="raftkv", registry=self._registry)
 
     def source(self, source: Source) -> None:
         self._sources.append(source)

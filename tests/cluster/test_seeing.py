@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from cluster.local import LocalCluster, find_base_port
-from raftkv.client import SyncClient
+from raftkv.client import NotFound, SyncClient
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +63,51 @@ def test_top_shows_what_all_nodes_did_between_two_looks(nodes: LocalCluster) -> 
     drawn = raftkv(nodes, "top", "--once", "--interval", "0.2")
     assert drawn.returncode == 0
     assert all(name in drawn.stdout for name in (*nodes.names, "PUT/s", "BEHIND", "SYNC/s"))
+
+
+def test_doctor_finds_real_nodes_sound(nodes: LocalCluster) -> None:
+    with SyncClient(nodes.api_urls()) as client:
+        client.put("seen", b"x")
+    shown = raftkv(nodes, "doctor", "-o", "json")
+    checks = [json.loads(line) for line in shown.stdout.splitlines()]
+    assert shown.returncode == 0, shown.stdout
+    names = [each["name"] for each in checks]
+    assert names[:6] == ["node", "node", "node", "members", "versions", "clocks"]
+    of_each = ("fsync", "cpu", "round trip", "room", "memory", "open files")
+    assert [f"{name}: {each}" for name in nodes.names for each in of_each] == names[6:]
+    assert [each["state"] for each in checks[:6]] == ["ok"] * 6
+
+
+def test_a_bundle_has_all_nodes_and_no_secret(nodes: LocalCluster, tmp_path: Path) -> None:
+    secret = nodes.secret_path.read_text().strip()
+    with SyncClient(nodes.api_urls()) as client:
+        client.put("a-key-of-a-customer", b"a-value-of-a-customer")
+        with suppress(NotFound):
+            client.get("another-key-of-a-customer")
+    log = tmp_path / "node.log"
+    log.write_text(f"{nodes.log_path('n1').read_text()}\nWARNING token=canary-token {secret}\n")
+    config = tmp_path / "n1.toml"
+    config.write_text(f'name = "n1"\nsecret_file = "/etc/raftkv/secret"\nsecret = "{secret}"\n')
+    place = tmp_path / "bundle.tar.gz"
+    made = raftkv(nodes, "debug", "bundle", "-f", str(place), "--log", str(log), "--config", str(config))
+    assert made.returncode == 0, made.stderr
+    assert place.stat().st_mode & 0o777 == 0o600
+    with tarfile.open(place) as archive:
+        files = {each.name.partition("/")[2]: archive.extractfile(each).read() for each in archive}  # type: ignore[union-attr]
+    for at, name in enumerate(nodes.names):
+        status = json.loads(files[f"nodes/{at}-{name}/status.json"])
+        assert (status["name"], status["keys"] > 0) == (name, True)
+        assert b"raftkv_journal_sync_seconds_bucket" in files[f"nodes/{at}-{name}/metrics.txt"]
+        assert json.loads(files[f"nodes/{at}-{name}/limits.json"])["limits"]
+        assert json.loads(files[f"nodes/{at}-{name}/cluster.json"])["members"]
+    assert b"role_changed" in files["logs/0-node.log"]
+    assert json.loads(files["config/0-n1.toml.json"])["secret_file"] == "/etc/raftkv/secret"
+    manifest = json.loads(files["manifest.json"])
+    assert [node["name"] for node in manifest["nodes"]] == list(nodes.names)
+    everything = b"".join(files.values())
+    for canary in (secret, "canary-token", "a-key-of-a-customer", "a-value-of", "another-key"):
+        assert canary.encode() not in everything, canary
+    assert raftkv(nodes, "debug", "bundle", "-f", str(place)).returncode == 1  # never over what is there
 
 
 def test_health_is_the_exit_code(nodes: LocalCluster) -> None:
