@@ -5,8 +5,9 @@ A setting called `data_dir` is `--data-dir` on the command line, `RAFTKV_DATA_DI
 Every value goes through the same parser whichever way it came, so an error reads the same: which
 setting, where it was set, which value, what is allowed, an example.
 
-The secret never comes from a flag or from TOML, since both are read by others (`ps`, a repository): it is
-in the file that `secret_file` names, or in the environment as `RAFTKV_SECRET`.
+Secrets never come from a flag or from TOML, since both are read by others (`ps`, a repository): they are in
+the files that `secret_file` and `bootstrap_token_file` name, or in the environment as `RAFTKV_SECRET` and
+`RAFTKV_BOOTSTRAP_TOKEN`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from raftkv.access.secret import FORM, split
 from raftkv.addresses import Address, parse_address, parse_client_url, parse_name, parse_peer
 from raftkv.api.limits import LIMITS, Limit, Limits
 from raftkv.errors import ConfigError
@@ -32,6 +34,7 @@ MEMBERS_MAX = 9  # quorums above five voters only cost latency; nine leaves room
 
 Route = Literal["redirect", "forward"]
 LogFormat = Literal["text", "json"]
+Auth = Literal["tokens", "off"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,10 @@ class Config:
     members: tuple[Member, ...]  # in order of name
     secret: bytes = field(repr=False)
     secret_file: Path | None = None
+    auth: Auth = "off"
+    bootstrap_token: str | None = field(default=None, repr=False)
+    bootstrap_token_file: Path | None = None
+    audit_file: Path | None = None
     api: Address = ("127.0.0.1", 8400)
     raft: Address = ("127.0.0.1", 8401)
     ops_listen: Address | None = None
@@ -334,6 +341,30 @@ SETTINGS: tuple[Setting, ...] = (
         "File with the cluster's secret, the same on every member. Or set RAFTKV_SECRET.",
     ),
     Setting(
+        "auth",
+        one_of("tokens", "off"),
+        "tokens or off",
+        "tokens",
+        "Whom clients have to be: holders of a token that permits what they ask for, or anyone. The same on "
+        "every node.",
+        "off",
+    ),
+    Setting(
+        "bootstrap_token_file",
+        Path,
+        "a file with a token that only this user can read",
+        "/etc/raftkv/bootstrap-token",
+        "File with the first token of a cluster that has none, an administrator of every key; `raftkv token "
+        "generate` makes one. Or set RAFTKV_BOOTSTRAP_TOKEN.",
+    ),
+    Setting(
+        "audit_file",
+        Path,
+        "a file",
+        "/var/log/raftkv/audit.log",
+        "Append what administrators did, and who was turned away, to this file as well as to the log.",
+    ),
+    Setting(
         "snapshots",
         parse_store,
         "file:///ABSOLUTE/PATH or rados://POOL/NAMESPACE",
@@ -522,9 +553,11 @@ def load(
         setting.name: _value_of(setting, flags, environment, document, config_file) for setting in SETTINGS
     }
     secret, warnings = _read_secret(values["secret_file"], environment)
+    token, more = _read_bootstrap_token(values["bootstrap_token_file"], environment)
+    warnings += more
     values["members"] = values.pop("member")
     values["limits"] = Limits(**{setting.name: values.pop(setting.name) for setting in LIMIT_SETTINGS})
-    config = Config(**values, secret=secret)
+    config = Config(**values, secret=secret, bootstrap_token=token)
     _check_together(config)
     return replace(config, warnings=(*warnings, *_tls_warnings(config)))
 
@@ -594,14 +627,46 @@ def _refuse_unknown(names: Iterable[str], path: Path) -> None:
     for name in names:
         if name in SETTING_BY_NAME:
             continue
-        if name in ("secret", "RAFTKV_SECRET"):
+        if name in ("secret", "RAFTKV_SECRET", "bootstrap_token", "RAFTKV_BOOTSTRAP_TOKEN"):
+            setting = "secret_file" if "secret" in name.lower() else "bootstrap_token_file"
             raise ConfigError(
                 f"{path}: the secret does not belong in a configuration file; put it in a file of its own "
-                f"(mode 0600) and name that in secret_file"
+                f"(mode 0600) and name that in {setting}"
             )
         near = difflib.get_close_matches(name, SETTING_BY_NAME, n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(sorted(SETTING_BY_NAME))}"
         raise ConfigError(f"{path}: {name} is no setting{hint}")
+
+
+def _read_bootstrap_token(path: Path | None, environment: Mapping[str, str]) -> tuple[str | None, list[str]]:
+    """As `_read_secret`; None where there is none."""
+    warnings: list[str] = []
+    if path is not None:
+        source = str(path)
+        raw, warnings = _read_private("--bootstrap-token-file", "bootstrap token", path)
+    elif environment.get("RAFTKV_BOOTSTRAP_TOKEN"):
+        source, raw = "RAFTKV_BOOTSTRAP_TOKEN", environment["RAFTKV_BOOTSTRAP_TOKEN"].encode()
+    else:
+        return None, warnings
+    text = raw.strip().decode(errors="replace")
+    if split(text) is None:
+        raise ConfigError(
+            f"{source}: what is there ({len(text)} characters) is not a token; allowed: {FORM}; "
+            "example: the output of `raftkv token generate`"
+        )
+    return text, warnings
+
+
+def _read_private(flag: str, what: str, path: Path) -> tuple[bytes, list[str]]:
+    """The file's bytes, and what is unwise about it."""
+    try:
+        mode = path.stat().st_mode & 0o777
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{flag} {path}: cannot be read: {error.strerror}") from error
+    if not mode & 0o007:  # not the group's: Kubernetes gives a pod its secrets by way of one
+        return raw, []
+    return raw, [f"{what} file {path} can be read by others (mode {mode:04o}); run: chmod 600 {path}"]
 
 
 def _read_secret(path: Path | None, environment: Mapping[str, str]) -> tuple[bytes, list[str]]:
@@ -609,15 +674,7 @@ def _read_secret(path: Path | None, environment: Mapping[str, str]) -> tuple[byt
     warnings: list[str] = []
     if path is not None:
         source = str(path)
-        try:
-            mode = path.stat().st_mode & 0o777
-            raw = path.read_bytes()
-        except OSError as error:
-            raise ConfigError(f"--secret-file {path}: cannot be read: {error.strerror}") from error
-        if mode & 0o007:  # not the group's: Kubernetes gives a pod its secrets by way of one
-            warnings.append(
-                f"secret file {path} can be read by others (mode {mode:04o}); run: chmod 600 {path}"
-            )
+        raw, warnings = _read_private("--secret-file", "secret", path)
     elif environment.get("RAFTKV_SECRET"):
         source, raw = "RAFTKV_SECRET", environment["RAFTKV_SECRET"].encode()
     else:

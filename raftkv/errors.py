@@ -102,6 +102,46 @@ class Overloaded(Unavailable):
     code = "overloaded"
 
 
+class RateLimited(Unavailable):
+    """The token has done as many operations a second as it may."""
+
+    code = "rate_limited"
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Unauthenticated(RaftkvError):
+    """No token, or none that counts. `presented`: there was something that looked like one."""
+
+    code = "unauthenticated"
+
+    def __init__(self, message: str, *, presented: bool) -> None:
+        super().__init__(message)
+        self.presented = presented
+
+
+class Forbidden(RaftkvError):
+    """The token does not permit it."""
+
+    code = "forbidden"
+
+
+class NoSuchToken(RaftkvError):
+    code = "token_not_found"
+
+
+class LastAdmin(RaftkvError):
+    """After revoking it, nobody could let others in."""
+
+    code = "last_admin"
+
+
+class TooManyTokens(RaftkvError):
+    code = "too_many_tokens"
+
+
 class ChangeInFlight(Unavailable):
     """One change of membership at a time, and the last one is not committed yet."""
 

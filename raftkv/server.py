@@ -16,15 +16,21 @@ import json
 import logging
 import math
 import os
+import queue
 import re
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
+from logging.handlers import QueueHandler, QueueListener, WatchedFileHandler
+from pathlib import Path
 from typing import Any, TextIO
 
 import uvloop
 
+from raftkv.access.bootstrap import make_first_token
+from raftkv.access.redaction import Redacting
 from raftkv.api.app import ApiServer, start_api
 from raftkv.api.node import VERSION
 from raftkv.api.request_log import RequestLog, Spans
@@ -54,13 +60,15 @@ API_CLOSE_S = 2.0
 # that a commit is on disk. Python's own 5 ms are several times what the disk takes.
 SWITCH_S = 0.0005
 
+AUDIT_EVENTS_MAX = 10_000  # that wait for the disk; then they are told on stderr as lost
+
 EXIT_OK, EXIT_FATAL, EXIT_USAGE = 0, 1, 2
 
 
 def run(config: Config) -> int:
     """Runs one node until a signal or a fatal error; the exit code. One process, one loop."""
     sys.setswitchinterval(SWITCH_S)
-    configure_log(config.log_format, config.log_level, config.name, sys.stderr)
+    configure_log(config.log_format, config.log_level, config.name, sys.stderr, secrets_of(config))
     for warning in config.warnings:
         log.warning("config_warning %s", warning)
     try:
@@ -123,6 +131,10 @@ class _Node:
                 requests=requests,
             )
             stack.push_async_callback(api.close)
+            if config.audit_file is not None:
+                stack.callback(audit_to_file(config.audit_file, config.log_format, config.name).stop)
+            if config.bootstrap_token is not None:
+                stack.callback(asyncio.create_task(first_token(config.bootstrap_token, service, api)).cancel)
             collector.settle()
             announcement = asyncio.create_task(self._announce(node, api))
             stack.callback(announcement.cancel)
@@ -254,7 +266,7 @@ def node_settings(config: Config) -> NodeSettings:
 
 def security_of(config: Config) -> Security:
     """Reads certificates and keys. Raises ConfigError."""
-    security = Security()
+    security = Security(auth=config.auth)
     if config.tls_cert is not None and config.tls_key is not None:
         files = ApiFiles(config.tls_cert, config.tls_key, config.tls_client_ca, config.tls_ca)
         security.api = Credentials("api", files)
@@ -288,13 +300,58 @@ def make_service(config: Config, node: RaftNode) -> KVService:
     )
 
 
-def configure_log(form: str, level: str, node: str, stream: TextIO) -> None:
+async def first_token(text: str, service: KVService, api: ApiServer) -> None:
+    """Makes it where the cluster has none."""
+    timeout_s = float(api.limits.timeout_seconds)
+    await make_first_token(
+        text,
+        hasher=api.hasher,
+        machine=lambda: service.machine,
+        leads=lambda: service.leads,
+        propose=lambda command: service.write(command, timeout_s=timeout_s),
+    )
+
+
+def configure_log(form: str, level: str, node: str, stream: TextIO, secrets: Iterable[bytes] = ()) -> None:
     """Events on `stream`, one a line: `time LEVEL logger event key=value …`, or as JSON with the values as
-    members of their own."""
+    members of their own. What is in `secrets`, and every token, is taken out of it."""
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(_JsonLines(node) if form == "json" else _TextLines())
+    handler.setFormatter(Redacting(_lines(form, node), secrets))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("aiohttp").setLevel(logging.WARNING)
+    logging.getLogger("raftkv.audit").setLevel(logging.INFO)  # whatever else is left out
+
+
+def audit_to_file(path: Path, form: str, node: str) -> QueueListener:
+    """Audit events into a file as well, written on a thread: a slow disk holds no request. The file may be
+    moved away, as logrotate does; a new one is made then. Raises ConfigError."""
+    try:
+        handler = _PrivateFile(os.fspath(path), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--audit-file {path}: cannot be written: {error.strerror}") from error
+    handler.setFormatter(Redacting(_lines(form, node)))
+    events: queue.Queue[Any] = queue.Queue(AUDIT_EVENTS_MAX)
+    logging.getLogger("raftkv.audit").addHandler(QueueHandler(events))
+    listener = QueueListener(events, handler)
+    listener.start()
+    return listener
+
+
+class _PrivateFile(WatchedFileHandler):
+    """Who may read it, only its owner can say."""
+
+    def _open(self) -> Any:
+        descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        return os.fdopen(descriptor, "a", encoding=self.encoding)
+
+
+def _lines(form: str, node: str) -> logging.Formatter:
+    return _JsonLines(node) if form == "json" else _TextLines()
+
+
+def secrets_of(config: Config) -> list[bytes]:
+    """What must not be in a log line, whoever writes it."""
+    return [config.secret, *([config.bootstrap_token.encode()] if config.bootstrap_token else [])]
 
 
 class _TextLines(logging.Formatter):

@@ -24,8 +24,11 @@ from typing import Any
 
 from aiohttp import web
 
-from raftkv.api import batch, handlers, members, node
-from raftkv.api.calls import Body, Buffered, Call, Streamed
+from raftkv.access.caller import ANYONE, Caller
+from raftkv.access.guard import Guard, Hasher
+from raftkv.api import batch, handlers, members, node, tokens
+from raftkv.api.admission import Admission
+from raftkv.api.calls import OPEN, Body, Buffered, Call, Streamed
 from raftkv.api.connection import Connection, Exchange, Sent, http_date
 from raftkv.api.errors import (
     PROBLEM,
@@ -40,8 +43,8 @@ from raftkv.api.forward import Forwarder
 from raftkv.api.hot import Blocks, HotConnection, Queries, Turn, is_plain
 from raftkv.api.limits import Limits
 from raftkv.api.request_log import AnySpan, Ended, RequestLog
-from raftkv.api.routes import BY_TEMPLATE, KEY_TEMPLATE, METHODS, ROUTES, match
-from raftkv.api.samples import http_samples, tls_samples
+from raftkv.api.routes import BY_TEMPLATE, KEY_TEMPLATE, METHODS, ROUTES, Match, match
+from raftkv.api.samples import access_samples, http_samples, tls_samples
 from raftkv.api.trace import trace_context
 from raftkv.api.wire import (
     JSON,
@@ -57,7 +60,7 @@ from raftkv.api.wire import (
 )
 from raftkv.errors import BadRequest, Draining, NotLeader, RaftkvError
 from raftkv.metrics import Metrics, RequestTimes
-from raftkv.service import KVService
+from raftkv.service import LINEARIZABLE, KVService
 from raftkv.tls.credentials import Credentials, Security
 from raftkv.tls.port import SecurePort, open_port
 
@@ -67,6 +70,7 @@ BACKLOG = 4096  # connections that the kernel holds while the loop is busy; it c
 FILES_RESERVED = 256  # for the journal, snapshots, peers, and connections to a leader
 OPEN_FILES_MAX = 1 << 20  # where there is no hard limit
 LOOK_S = 1.0  # between two looks over all hot connections; 10,000 of them cost 2 ms
+TOKEN_REFRESH_S = 1.0  # to ask the leader about a token that is not known here
 UNMATCHED = "unmatched"  # the metrics' route of what has none
 
 Handler = Callable[[Call], Awaitable[Answer | Streamed]]
@@ -92,6 +96,7 @@ class ApiServer:
         """`hot_path` False leaves every request to aiohttp: slower, and the same. `security`: what is on;
         with its API credentials, calls to other nodes are made."""
         self.service = service
+        self.hasher = Hasher()
         self.limits = limits
         self.metrics = metrics or Metrics()
         self.connections_open = 0
@@ -115,11 +120,13 @@ class ApiServer:
         self.route = route
         self._buffered = Buffered()
         self.security = security or Security()
+        self.admission = Admission(self._guard() if self.security.auth == "tokens" else None)
         self._forwarder = Forwarder(service.name, limits, self.security.api)
         self._operations = node.Operations()
         self._handlers = self._bind(node.NodeHandlers(service, self.metrics, self._operations, self.security))
         self.metrics.source(lambda: http_samples(self))
         self.metrics.source(lambda: tls_samples(self.security))
+        self.metrics.source(lambda: access_samples(self.admission.audit, service.machine.tokens.count))
         self._listeners: list[tuple[asyncio.Server | SecurePort, Listener]] = []
         self._id_prefix = secrets.token_hex(6)
         self._ids = itertools.count(1)
@@ -146,6 +153,9 @@ class ApiServer:
             "remove_member": members.remove_member,
             "promote_member": members.promote_member,
             "transfer_leadership": members.transfer_leadership,
+            "list_tokens": tokens.list_tokens,
+            "create_token": tokens.Creator(self.hasher).create_token,
+            "revoke_token": tokens.revoke_token,
             "livez": node.livez,
             "readyz": node.readyz,
             "startupz": node.startupz,
@@ -237,9 +247,19 @@ class ApiServer:
             connection.abort()
         for relay in self._relays:
             relay.cancel()
+        if self.admission.guard is not None:
+            await self.admission.guard.close()
+        self.hasher.close()
         await self._operations.close()
         await self._forwarder.close()
         self._listeners.clear()
+
+    def _guard(self) -> Guard:
+        return Guard(lambda: self.service.machine.tokens, self.hasher, self._refresh)
+
+    async def _refresh(self) -> None:
+        """This node may not have heard of the newest tokens yet."""
+        await self.service.reach(LINEARIZABLE, timeout_s=TOKEN_REFRESH_S)
 
     # --- one request -------------------------------------------------------------------------------
 
@@ -259,7 +279,7 @@ class ApiServer:
                 check_version(message.version)
                 target = message.path.encode("utf-8", "surrogateescape")
                 path, query = split_target(target)
-                found = match(message.method, path, query_names(query), ops=ops)
+                found, caller = await self._identified(message.method, path, query, headers, ops)
                 label, effect = found.route.template, found.route.effect
                 call = Call(
                     self.service,
@@ -272,8 +292,11 @@ class ApiServer:
                     headers,
                     Body(exchange, self.limits, self._buffered),
                     request_id,
+                    admission=OPEN if ops else self.admission,
+                    caller=caller,
                 )
                 check_expect(headers)
+                admit(call)
                 if self.requests.spans is not None:
                     span, call.trace = self.requests.spans.begin(
                         message.method, label, trace_context(headers)
@@ -281,6 +304,8 @@ class ApiServer:
                 made = await self._handle(call)
             except RaftkvError as error:
                 request_id = request_id or self.new_request_id()
+                what = f"{known_method(message.method)} {label}"
+                self.admission.denied(None if call is None else call.caller, what, error, request_id)
                 made = self.problem_answer(error, request_id, effect == "write")
             except ConnectionError:
                 raise
@@ -288,6 +313,8 @@ class ApiServer:
                 request_id = request_id or self.new_request_id()
                 made = self.internal_answer(error, request_id, label, effect)
             status = made.answer.status if isinstance(made, Streamed) else made.status
+            if call is not None and call.route.audited and status not in (401, 403, 429):
+                self._audit(call, status)
             try:
                 return await self._send(exchange, made, request_id, call)
             finally:
@@ -314,9 +341,34 @@ class ApiServer:
             if call is not None:
                 call.body.release()
 
+    async def _identified(
+        self, method: str, path: bytes, query: bytes | None, headers: dict[str, str], ops: bool
+    ) -> tuple[Match, Caller]:
+        """The route, and who asks for it. Whoever needs a token and has none is not told what there is."""
+        try:
+            found = match(method, path, query_names(query), ops=ops)
+        except RaftkvError:
+            if not ops:
+                await self.admission.identify(headers)
+            raise
+        if ops or found.route.access == "open":
+            return found, ANYONE
+        return found, await self.admission.identify(headers)
+
+    def _audit(self, call: Call, status: int) -> None:
+        self.admission.audit.done(
+            call.caller.who,
+            call.what,
+            status=status,
+            revision=self.service.machine.revision,
+            request_id=call.request_id,
+            target=call.target_id,
+        )
+
     async def _handle(self, call: Call) -> Answer | Streamed:
         handler = self._handlers[call.route.name]
         route = route_of(call.headers, self.route)
+        call.passes_on = route == "forward" and not call.forwarded and not self.service.leads
         try:
             return await handler(call)
         except NotLeader as error:
@@ -338,6 +390,20 @@ class ApiServer:
         if not self._flushes:
             asyncio.get_running_loop().call_soon(self._flush)
         self._flushes.append(connection)
+
+    def settle_soon(self, authorization: str | None, done: Callable[[bool], None]) -> None:
+        """`done(False)` when the guard knows who that is, `done(True)` where it can't be found out now."""
+        guard = self.admission.guard
+        assert guard is not None
+        task = asyncio.get_running_loop().create_task(guard.settle(authorization))
+        self._relays.add(task)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._relays.discard(task)
+            if not task.cancelled():
+                done(task.exception() is not None)
+
+        task.add_done_callback(ended)
 
     def _flush(self) -> None:
         flushes, self._flushes = self._flushes, []
@@ -503,6 +569,14 @@ class NoSource:
 
     def pieces(self) -> AsyncIterator[bytes]:
         raise AssertionError("the body was read already")
+
+
+def admit(call: Call) -> None:
+    """Raises Forbidden where the caller may not do what the head of the request asks for."""
+    if call.admission.guard is not None:
+        one_key = call.route.access in ("read_key", "write_key")
+        key = handlers.key_of(call) if one_key else None
+        call.admission.admit(call.caller, call.route, key, call.query)
 
 
 def redirect(target: bytes, error: NotLeader) -> Answer:

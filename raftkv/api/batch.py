@@ -156,7 +156,7 @@ class Batch:
             )
         )
         together: list[Line] = []
-        for line in parsed(lines, self._call.limits):
+        for line in map(self._permitted, parsed(lines, self._call.limits)):
             if isinstance(line, Line) and isinstance(line.operation, Write):
                 together.append(line)
                 continue
@@ -164,6 +164,18 @@ class Batch:
             together = []
             await self._take_alone(line)
         self._write(together)
+
+    def _permitted(self, line: Line | RaftkvError) -> Line | RaftkvError:
+        """The line, or what stands against doing it."""
+        call = self._call
+        if call.admission.guard is None or isinstance(line, RaftkvError) or line.operation is None:
+            return line
+        try:
+            call.admission.line(call.caller, line.operation)
+        except RaftkvError as error:
+            call.admission.denied(call.caller, call.what, error, call.request_id)
+            return error
+        return line
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
@@ -185,6 +197,7 @@ class Batch:
         service = self._service
         try:
             await service.reach(LINEARIZABLE, timeout_s=self._call.timeout_s)
+            self._call.admission.still(self._call.caller)
             item = service.machine.get(key)
             if item is None:
                 raise KeyNotFound(f"no key {shown(key)} at revision {service.machine.revision}")

@@ -9,12 +9,17 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from raftkv.access.caller import ANYONE, Caller
+from raftkv.api.admission import Admission
 from raftkv.api.limits import Limits
 from raftkv.api.routes import Route
 from raftkv.api.trace import TraceContext
 from raftkv.api.wire import Answer
 from raftkv.errors import Overloaded, RaftkvError
+from raftkv.kv.command import Command, Get
 from raftkv.service import Freshness, KVService
+
+OPEN = Admission()
 
 TooLarge = Callable[[int | None], RaftkvError]
 
@@ -108,7 +113,8 @@ class Body:
 @dataclass(slots=True)
 class Call:
     """`rest` is the raw part of the path that the template names. `extra` is added to the answer's headers,
-    whether that is a problem or not."""
+    whether that is a problem or not. `caller` was admitted to the route; what the body asks for beyond that,
+    `permit` is asked for. `target_id` is what an administrator's request is about, for the audit."""
 
     service: KVService
     limits: Limits
@@ -122,6 +128,19 @@ class Call:
     request_id: str
     extra: list[tuple[str, str]] = field(default_factory=list)
     trace: TraceContext | None = None  # what who goes on with this request is part of
+    admission: Admission = OPEN
+    caller: Caller = ANYONE
+    target_id: str = ""
+    passes_on: bool = False  # to the leader, where this node does not lead
+
+    def permit(self, operation: Command | Get) -> None:
+        """Raises Forbidden, Unauthenticated."""
+        self.admission.operation(self.caller, operation)
+
+    @property
+    def what(self) -> str:
+        """For logs: never a key."""
+        return f"{self.method} {self.route.template}"
 
     @property
     def timeout_s(self) -> float:

@@ -18,13 +18,16 @@ from raftkv.errors import (
     ChangeInFlight,
     CommitTimeout,
     Draining,
+    Forbidden,
     InFlight,
     KeyTooLarge,
+    LastAdmin,
     LeaderChanged,
     LimitExceeded,
     MemberExists,
     NoLeader,
     NoSuchMember,
+    NoSuchToken,
     NotCaughtUp,
     NotLeader,
     NotReady,
@@ -32,14 +35,18 @@ from raftkv.errors import (
     Overloaded,
     QuorumAtRisk,
     RaftkvError,
+    RateLimited,
     SnapshotDamaged,
     SnapshotMissing,
     StoreFenced,
     StoreUnavailable,
+    TooManyTokens,
     TooStale,
     TransferFailed,
+    Unauthenticated,
     ValueTooLarge,
 )
+from raftkv.kv.tokens import TOKENS_MAX
 from raftkv.model import (
     IdempotencyExpired,
     IdempotencyMismatch,
@@ -47,6 +54,7 @@ from raftkv.model import (
     PreconditionFailed,
     Result,
     ResultTooLarge,
+    TokenRefused,
 )
 
 PROBLEM = "application/problem+json"
@@ -145,10 +153,13 @@ class Status:
 # Most specific type first where one derives from another.
 TABLE: dict[type[RaftkvError], Status] = {
     BadRequest: Status(400, "The request is malformed"),
+    Unauthenticated: Status(401, "A token is needed"),
+    Forbidden: Status(403, "The token does not permit this"),
     KeyNotFound: Status(404, "No such key"),
     NoSuchRoute: Status(404, "No such route"),
     NoSuchOperation: Status(404, "No such operation"),
     NoSuchMember: Status(404, "No such member"),
+    NoSuchToken: Status(404, "No such token"),
     SnapshotMissing: Status(404, "No such snapshot"),
     MethodNotAllowed: Status(405, "The method is not allowed here"),
     RequestTimeout: Status(408, "The request came too slowly"),
@@ -159,6 +170,8 @@ TABLE: dict[type[RaftkvError], Status] = {
     NotCaughtUp: Status(409, "The learner has not caught up", 1),
     MemberExists: Status(409, "The member exists already"),
     TransferFailed: Status(409, "Leadership was not taken over"),
+    LastAdmin: Status(409, "Nobody would be left to let others in"),
+    TooManyTokens: Status(409, "There are as many tokens as there may be"),
     ConditionFailed: Status(412, "The condition does not hold"),
     ValueTooLarge: Status(413, "The value is too large"),
     BodyTooLarge: Status(413, "The body is too large"),
@@ -168,6 +181,7 @@ TABLE: dict[type[RaftkvError], Status] = {
     IdempotencyKeyMismatch: Status(422, "The idempotency key was used for a different request"),
     IdempotencyKeyExpired: Status(422, "The idempotency key is older than what is kept"),
     Overloaded: Status(429, "The node is overloaded", 1),
+    RateLimited: Status(429, "The token has done what it may a second", 1),
     HeadersTooLarge: Status(431, "The headers are too large"),
     NotImplementedHere: Status(501, "Not implemented"),
     NoLeader: Status(503, "No leader is known", 1),
@@ -222,6 +236,16 @@ def refusal(result: Result, *, value_bytes_flag: str = "--value-bytes-max") -> R
                 f"the outcome under this idempotency key is no longer kept; the lowest n accepted from this "
                 f"client is {lowest}. Whether the request was done before can't be told from the key"
             )
+        case TokenRefused(reason="last_admin"):
+            return LastAdmin(
+                "it is the last administrator of every key that never expires; make another one first"
+            )
+        case TokenRefused(reason="missing"):
+            return NoSuchToken("there is no token with this id")
+        case TokenRefused(reason="too_many"):
+            return TooManyTokens(f"there are {TOKENS_MAX} tokens already; revoke some first")
+        case TokenRefused():
+            return InternalErrorOnWrite("a token with this id exists; try again")
         case _:
             return None
 
@@ -269,8 +293,13 @@ def problem_headers(error: RaftkvError) -> tuple[tuple[str, str], ...]:
     """Headers that go with the error beside those of every answer."""
     headers: list[tuple[str, str]] = []
     row = status_of(error)
-    if row.retry_after_seconds is not None:
+    if isinstance(error, RateLimited):
+        headers.append(("Retry-After", str(error.retry_after_s)))
+    elif row.retry_after_seconds is not None:
         headers.append(("Retry-After", str(row.retry_after_seconds)))
+    if isinstance(error, Unauthenticated):
+        wrong = ', error="invalid_token"' if error.presented else ""  # RFC 6750 §3
+        headers.append(("WWW-Authenticate", f'Bearer realm="raftkv"{wrong}'))
     if isinstance(error, MethodNotAllowed):
         headers.append(("Allow", ", ".join(error.allow)))
     if isinstance(error, ConditionFailed) and error.current:

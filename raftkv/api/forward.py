@@ -3,7 +3,9 @@
 - A write that is passed on always has an idempotency key: its own, or one made here. So an attempt whose
   outcome got lost can be repeated, against whoever leads by then, and still happens once.
 - A request that was passed on says so, and its receiver never passes it on again.
-- A batch is streamed through as it comes, and therefore tried once.
+- A batch is streamed through as it comes, and therefore tried once; so is the making of a token, whose answer
+  can't be given twice.
+- The client's token goes with it: the receiver asks for it again.
 
 Made keys have the form `<client>/<n>`, which costs the store one window a client. A window keeps the last
 1,024 outcomes of its client, so a lane (one such client) gives out no number that is 1,000 or more above
@@ -33,6 +35,7 @@ RETRY_PAUSE_S = 0.05  # an election takes ten times as long at least
 CONNECTIONS_MAX = 256
 HEADERS_PASSED = (
     "Accept",
+    "Authorization",
     "Content-Encoding",
     "Content-Type",
     "Idempotency-Key",
@@ -47,6 +50,7 @@ ANSWER_HEADERS = (
     "Retry-After",
     "Location",
     "Allow",
+    "WWW-Authenticate",
 )
 
 
@@ -117,6 +121,8 @@ class Forwarder:
         if call.route.name == "batch":
             return await self._stream(call, leader_url)
         body = await call.body.read(*self._body_bound(call))
+        if call.route.name == "create_token":
+            return await self._once(call, leader_url, body)
         if "Idempotency-Key" in call.headers:
             return await self._attempts(call, leader_url, body, handler)
         lane, number = self._lanes.take()
@@ -125,6 +131,19 @@ class Forwarder:
             return await self._attempts(call, leader_url, body, handler)
         finally:
             del lane.on_their_way[number]
+
+    async def _once(self, call: Call, leader_url: str, body: bytes) -> Answer:
+        """What can't be repeated: no stored outcome could give the answer again."""
+        try:
+            return await self._attempt(call, leader_url, body, call.timeout_s)
+        except aiohttp.ClientConnectorError as error:
+            raise NoLeader(
+                "the leader could not be reached; nothing was written, try again shortly"
+            ) from error
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise CommitTimeout(
+                "the request was passed on to the leader, and no answer came; it may have happened"
+            ) from error
 
     def _body_bound(self, call: Call) -> tuple[int, TooLarge]:
         """As the route's own handler has it."""

@@ -186,6 +186,7 @@ async def write(
     call: Call, command: Command, conditions: WriteConditions | None = None, size_bytes: int = 0
 ) -> Result:
     """Sees the command through. Raises what it was refused with, or what its result stands for."""
+    call.permit(command)
     key = idempotency_key_of(call.headers)
     alternatives = conditions.revisions if conditions is not None else ()
     if key is not None:
@@ -293,7 +294,8 @@ async def transact(call: Call) -> Answer:
         return body_too_large(size, limits)
 
     call.body.check_length(limits.body_bytes_max, too_large)
-    call.service.check_leads()
+    if not call.passes_on:  # what is to be passed on is read here in any case, and checked first
+        call.service.check_leads()
     body = await call.body.read(limits.body_bytes_max, too_large)
     parsed = parse_transaction(body, limits)
     command: Transaction = parsed.command
@@ -339,6 +341,7 @@ async def reach(call: Call) -> None:
         )
     call.extra.append(("Raftkv-Consistency", freshness.consistency))
     await call.service.reach(freshness, timeout_s=call.timeout_s)
+    call.admission.still(call.caller)
     if stale:
         call.extra.append(("Raftkv-Applied-Revision", str(call.service.machine.revision)))
 

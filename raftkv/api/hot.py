@@ -30,6 +30,9 @@ from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
 
+from raftkv.access.caller import Caller
+from raftkv.access.guard import Unverified
+from raftkv.api.admission import Admission
 from raftkv.api.errors import KeyNotFound, refusal
 from raftkv.api.handlers import result_answer
 from raftkv.api.limits import Limits
@@ -104,7 +107,9 @@ class Head:
     where they mean nothing that is allowed, which is for the cold path to say."""
 
     __slots__ = (
+        "caller",
         "content_type",
+        "epoch",
         "headers",
         "idempotency_key",
         "length",
@@ -127,6 +132,8 @@ class Head:
         self.idempotency_key = _or_none(lambda: idempotency_key_of(headers))
         refused = self.idempotency_key is None and "Idempotency-Key" in headers
         self.writes = condition is not None and not refused
+        self.caller: Caller | None = None  # whose token is in it, as `api/admission.py` found at `epoch`
+        self.epoch: object = None
 
 
 def _or_none(parse: Callable[[], T]) -> T | None:
@@ -259,6 +266,7 @@ class Server(Protocol):
 
     service: KVService
     limits: Limits
+    admission: Admission
     connections_open: int
     requests_in_flight: int
     bytes_received: int
@@ -282,6 +290,7 @@ class Server(Protocol):
     def internal_answer(self, error: Exception, request_id: str, label: str, effect: str) -> Answer: ...
     def not_leader(self, turn: Turn, error: NotLeader) -> Answer | None: ...
     def flush_soon(self, connection: HotConnection) -> None: ...
+    def settle_soon(self, authorization: str | None, done: Callable[[bool], None]) -> None: ...
 
 
 class Cold(Protocol):
@@ -313,6 +322,7 @@ class Turn(msgspec.Struct, eq=False, gc=False):
     fields: str = ""  # header lines of the answer, but for those of every answer
     answer_body: bytes = b""
     close: bool = False
+    caller: Caller | None = None  # where a token is asked for
 
     @property
     def headers(self) -> dict[str, str]:
@@ -341,6 +351,8 @@ class Turn(msgspec.Struct, eq=False, gc=False):
             self.refuse(error)
             return
         try:
+            if self.caller is not None:
+                self.connection.server.admission.still(self.caller)
             self._read()
         except RaftkvError as refused:
             self.refuse(refused)
@@ -404,6 +416,7 @@ class Turn(msgspec.Struct, eq=False, gc=False):
 
     def refuse(self, error: RaftkvError) -> None:
         server = self.connection.server
+        server.admission.denied(self.caller, f"{self.method} {KEY_TEMPLATE}", error, self.request_id)
         if isinstance(error, NotLeader):
             made = server.not_leader(self, error)
             if made is None:
@@ -434,6 +447,7 @@ class HotConnection(asyncio.Protocol):
         "_blocked",
         "_find_head",
         "_flush_is_due",
+        "_guarded",
         "_half_closed",
         "_head_bytes_max",
         "_held",
@@ -470,6 +484,7 @@ class HotConnection(asyncio.Protocol):
         self._blocked = False  # what is held waits for turns to end, or for the client
         self._resting = False  # it was refused for a full queue a moment ago
         self._head_bytes_max = min(server.limits.request_line_bytes_max, server.limits.header_bytes_max)
+        self._guarded = server.admission.guard is not None
         self._writing_paused = False
         self._reading_paused = False
         self._taking = False
@@ -656,7 +671,12 @@ class HotConnection(asyncio.Protocol):
         if ahead or query.contradicts or head.length or head.read_conditions is None:
             self._leaving = True
             return False
+        caller = self._caller(head) if self._guarded else None
+        if self._blocked:
+            return False
         turn = self._turn(method, line, key, query, head, b"", query.said)
+        if caller is not None and not self._admitted(turn, caller, "GET"):
+            return True
         try:
             if service.reach_soon(freshness, turn.reached, timeout_s=query.timeout_s):
                 turn.reached(None)
@@ -698,7 +718,12 @@ class HotConnection(asyncio.Protocol):
             return False
         if head.idempotency_key is not None:
             command = keyed(command, head.idempotency_key)
+        caller = self._caller(head) if self._guarded else None
+        if self._blocked:
+            return False
         turn = self._turn(method, line, key, query, head, value, "")
+        if caller is not None and not self._admitted(turn, caller, method):
+            return True
         try:
             service.write_soon(command, turn.applied, timeout_s=query.timeout_s, size_bytes=len(value))
         except RaftkvError as error:
@@ -708,6 +733,38 @@ class HotConnection(asyncio.Protocol):
         except Exception as bug:  # noqa: BLE001  # the edge: whatever it is, the client is told
             turn.fail(bug)
         return True
+
+    # --- who asks ----------------------------------------------------------------------------------
+
+    def _caller(self, head: Head) -> Caller | RaftkvError | None:
+        """Who asks, or why that is nobody. None: that has to be found out first, and what is held waits."""
+        server = self.server
+        try:
+            return server.admission.caller_of(head)
+        except Unverified:
+            self._block()
+            server.settle_soon(head.headers.get("Authorization"), self._settled)
+            return None
+
+    def _settled(self, failed: bool) -> None:
+        """It is known who asks; or not, and then the cold path says why."""
+        self._leaving = self._leaving or failed
+        self._go_on()
+
+    def _admitted(self, turn: Turn, caller: Caller | RaftkvError, method: str) -> bool:
+        """False: the turn is refused."""
+        try:
+            if isinstance(caller, RaftkvError):
+                raise caller
+            turn.caller = caller
+            route = BY_TEMPLATE[KEY_TEMPLATE][method]
+            self.server.admission.admit_now(caller, route, turn.key, turn.query.values)
+        except RaftkvError as error:
+            turn.refuse(error)
+            return False
+        return True
+
+    # --- turns -------------------------------------------------------------------------------------
 
     def _query(self, method: str, query: bytes | None) -> Query:
         """Raises BadRequest."""

@@ -226,7 +226,7 @@ class NodeHandlers:
         self._operations = operations
         self._chunks_sent = 0
         counted.source(lambda: samples(service, VERSION, security))
-        self._document = encode_json(document(VERSION))
+        self._document = encode_json(document(VERSION, tokens=security.auth == "tokens"))
         self._page = resources.files("raftkv.api").joinpath("static/docs.html").read_bytes()
 
     async def status(self, call: Call) -> Answer:

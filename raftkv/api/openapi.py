@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from raftkv.api.errors import PROBLEM, TABLE, Status
-from raftkv.api.routes import BY_QUERY, CONSISTENCY, EVERYWHERE, ROUTES, STORE_TEMPLATE, Route
+from raftkv.api.routes import BY_QUERY, CONSISTENCY, EVERYWHERE, ROUTES, STORE_TEMPLATE, Access, Route
 from raftkv.api.shapes import ANSWERS, BODIES, LINES, PROBLEM_DETAILS, SCHEMAS, TEXT
 from raftkv.api.wire import INTEGER_MAX, JSON, NDJSON, Parameter
 
@@ -30,6 +30,7 @@ ANSWER_HEADERS = {
     "Raftkv-Next-Cursor": "Of a list by lines: for the next page.",
     "Raftkv-Replayed": "true: the outcome kept under this idempotency key.",
     "Retry-After": "Seconds.",
+    "WWW-Authenticate": "Bearer: a token is needed, or another one.",
     "X-Content-Type-Options": "nosniff: what was stored is not to be guessed at.",
 }
 HEADER_HELP = {
@@ -47,14 +48,23 @@ NAME_HELP = {
     "number": "Counts from 0.",
 }
 
+SECURITY_SCHEMES = {
+    "token": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "A token of the cluster, as `raftkv token create` gave it out. Asked for where the "
+        "node runs with `--auth tokens`; each operation's x-access says what it needs.",
+    }
+}
+
 # Statuses by problem code. Two types may share a code, never a status for different meanings.
 STATUS_BY_CODE: dict[str, Status] = {}
 for _kind, _row in TABLE.items():
     STATUS_BY_CODE.setdefault(_kind.code, _row)
 
 
-def document(version: str) -> dict[str, Any]:
-    """The whole document."""
+def document(version: str, *, tokens: bool = False) -> dict[str, Any]:
+    """The whole document. `tokens`: they are asked for here (`--auth tokens`)."""
     return {
         "openapi": "3.1.0",
         "info": {
@@ -64,6 +74,7 @@ def document(version: str) -> dict[str, Any]:
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": "/"}],
+        "security": [{"token": []}] if tokens else [{"token": []}, {}],
         "paths": paths(),
         "components": {
             "schemas": schemas(),
@@ -143,7 +154,10 @@ def operation(route: Route, operation_id: str) -> dict[str, Any]:
             **{str(status): _answer(route, status, text) for status, text in route.answers.items()},
             **_problems(route),
         },
+        "x-access": route.access,
     }
+    if route.access == "open":
+        made["security"] = []
     if route.body is not None:
         content: dict[str, Any] = {"schema": {}}
         shape = BODIES.get(route.name)
@@ -253,7 +267,11 @@ def _headers(names: tuple[str, ...]) -> dict[str, Any]:
 
 def codes_of(route: Route) -> tuple[str, ...]:
     """Every problem that the route may answer."""
-    return tuple(dict.fromkeys((*EVERYWHERE, *route.problems)))
+    return tuple(dict.fromkeys((*EVERYWHERE, *_DENIALS.get(route.access, _OF_TOKENS), *route.problems)))
+
+
+_OF_TOKENS = ("unauthenticated", "forbidden", "rate_limited")
+_DENIALS: dict[Access, tuple[str, ...]] = {"open": (), "token": ("unauthenticated", "rate_limited")}
 
 
 def _problems(route: Route) -> dict[str, Any]:
@@ -280,6 +298,7 @@ def _problems(route: Route) -> dict[str, Any]:
 def _headers_of_problems(codes: list[str]) -> tuple[str, ...]:
     rows = [STATUS_BY_CODE[code] for code in codes]
     found = ["Retry-After"] if any(row.retry_after_seconds is not None for row in rows) else []
+    found += ["WWW-Authenticate"] if "unauthenticated" in codes else []
     found += ["Allow"] if "method_not_allowed" in codes else []
     found += ["ETag"] if "precondition_failed" in codes else []
     found += ["Raftkv-Consistency", "Raftkv-Applied-Revision"] if "key_not_found" in codes else []

@@ -19,6 +19,19 @@ from raftkv.model import DEFAULT_CONTENT_TYPE
 
 Effect = Literal["read", "write", "node"]  # of the store, of the store, of this node alone
 
+# Whom a route is for, where tokens are asked for; `access/caller.py` has what each needs.
+Access = Literal[
+    "open",  # anyone, without a token
+    "token",  # whoever has a token of this cluster, whatever it permits
+    "read_key",
+    "write_key",
+    "read_range",
+    "write_range",
+    "operations",  # whoever has a token; each operation in the body is checked by itself
+    "tokens",  # administrators, within their own prefixes
+    "cluster",  # administrators of every key
+]
+
 KEY_PREFIX = b"/v1/kv/"
 KEY_TEMPLATE = "/v1/kv/{key}"
 STORE_TEMPLATE = "/v1/kv"
@@ -29,7 +42,8 @@ METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS", "TRACE", 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One operation. `answers` says what each status that is no problem means; `problems` are codes."""
+    """One operation. `answers` says what each status that is no problem means; `problems` are codes. There is
+    no default for `access`: a route that does not say whom it is for can't be made."""
 
     name: str
     method: str
@@ -42,7 +56,12 @@ class Route:
     body: str | None = None
     produces: tuple[str, ...] = (JSON,)
     problems: tuple[str, ...] = ()
+    access: Access = field(kw_only=True)
     by_name: Mapping[str, Parameter] = field(init=False, repr=False, compare=False)
+
+    @property
+    def audited(self) -> bool:
+        return self.access in ("tokens", "cluster") and self.name not in _NOT_AUDITED
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "by_name", {each.name: each for each in self.parameters})
@@ -128,6 +147,7 @@ _ON_KEY: tuple[Route, ...] = (
         ("If-Match", "If-None-Match", "Request-Id"),
         produces=("*/*", JSON),
         problems=(*READ, "key_not_found", *CONDITIONAL),
+        access="read_key",
     ),
     Route(
         "put_key",
@@ -140,6 +160,7 @@ _ON_KEY: tuple[Route, ...] = (
         (*CONDITION_HEADERS, "Content-Type", *WRITE_HEADERS),
         body="*/*",
         problems=(*WRITE, *CONDITIONAL, *BODY),
+        access="write_key",
     ),
     Route(
         "delete_key",
@@ -151,6 +172,7 @@ _ON_KEY: tuple[Route, ...] = (
         (IF_REVISION, PREV, TIMEOUT),
         (*CONDITION_HEADERS, *WRITE_HEADERS),
         problems=(*WRITE, *CONDITIONAL),
+        access="write_key",
     ),
     Route(
         "change_key",
@@ -163,6 +185,7 @@ _ON_KEY: tuple[Route, ...] = (
         (*CONDITION_HEADERS, "Content-Type", *WRITE_HEADERS),
         body="*/*",
         problems=(*WRITE, *CONDITIONAL, *BODY, "not_a_number"),
+        access="write_key",
     ),
 )
 
@@ -190,6 +213,7 @@ ROUTES: tuple[Route, ...] = (
         ("Accept", "Request-Id"),
         produces=(JSON, NDJSON),
         problems=READ,
+        access="read_range",
     ),
     Route(
         "delete_prefix",
@@ -206,6 +230,7 @@ ROUTES: tuple[Route, ...] = (
         ),
         WRITE_HEADERS,
         problems=WRITE,
+        access="write_range",
     ),
     Route(
         "transact",
@@ -218,6 +243,7 @@ ROUTES: tuple[Route, ...] = (
         ("Content-Type", *WRITE_HEADERS),
         body=JSON,
         problems=(*WRITE, *BODY, "not_a_number"),
+        access="operations",
     ),
     Route(
         "batch",
@@ -231,6 +257,7 @@ ROUTES: tuple[Route, ...] = (
         body=NDJSON,
         produces=(NDJSON,),
         problems=("no_leader", "not_leader", "draining", "unsupported_media_type"),
+        access="operations",
     ),
     Route(
         "export",
@@ -243,6 +270,7 @@ ROUTES: tuple[Route, ...] = (
         ("Request-Id",),
         produces=(NDJSON,),
         problems=READ,
+        access="read_range",
     ),
     Route(
         "status",
@@ -251,6 +279,7 @@ ROUTES: tuple[Route, ...] = (
         "What this node knows of itself and its cluster",
         "node",
         {200: "Always answered, from what the node knows."},
+        access="token",
     ),
     Route(
         "limits",
@@ -259,8 +288,17 @@ ROUTES: tuple[Route, ...] = (
         "Every limit, and the flag that sets it",
         "node",
         {200: "The limits in force."},
+        access="token",
     ),
-    Route("cluster", "GET", "/v1/cluster", "The members", "node", {200: "Members, as this node sees them."}),
+    Route(
+        "cluster",
+        "GET",
+        "/v1/cluster",
+        "The members",
+        "node",
+        {200: "Members, as this node sees them."},
+        access="token",
+    ),
     Route(
         "add_member",
         "POST",
@@ -272,6 +310,7 @@ ROUTES: tuple[Route, ...] = (
         ("Content-Type", "Raftkv-Route", "Request-Id"),
         body=JSON,
         problems=(*CHANGE, "member_exists", "body_too_large", "unsupported_media_type"),
+        access="cluster",
     ),
     Route(
         "remove_member",
@@ -283,6 +322,7 @@ ROUTES: tuple[Route, ...] = (
         (DRY_RUN, TIMEOUT),
         ("Raftkv-Route", "Request-Id"),
         problems=(*CHANGE, "no_such_member", "transfer_failed"),
+        access="cluster",
     ),
     Route(
         "promote_member",
@@ -294,6 +334,7 @@ ROUTES: tuple[Route, ...] = (
         (DRY_RUN, TIMEOUT),
         ("Raftkv-Route", "Request-Id"),
         problems=(*CHANGE, "no_such_member", "not_caught_up"),
+        access="cluster",
     ),
     Route(
         "transfer_leadership",
@@ -312,6 +353,51 @@ ROUTES: tuple[Route, ...] = (
             "body_too_large",
             "unsupported_media_type",
         ),
+        access="cluster",
+    ),
+    Route(
+        "list_tokens",
+        "GET",
+        "/v1/tokens",
+        "The tokens, without their secrets",
+        "read",
+        {200: "Those that permit nothing beyond what the caller administers."},
+        (TIMEOUT,),
+        ("Request-Id",),
+        problems=("no_leader", "not_ready"),
+        access="tokens",
+    ),
+    Route(
+        "create_token",
+        "POST",
+        "/v1/tokens",
+        "Make a token",
+        "write",
+        {201: "The only answer that ever has the token itself.", **REDIRECT},
+        (TIMEOUT,),
+        ("Content-Type", "Raftkv-Route", "Request-Id"),
+        body=JSON,
+        problems=(
+            *TO_LEADER,
+            "commit_timeout",
+            "leader_changed",
+            "too_many_tokens",
+            "body_too_large",
+            "unsupported_media_type",
+        ),
+        access="tokens",
+    ),
+    Route(
+        "revoke_token",
+        "DELETE",
+        "/v1/tokens/{id}",
+        "Revoke a token",
+        "write",
+        {200: "It lets nobody in any more.", **REDIRECT},
+        (TIMEOUT,),
+        WRITE_HEADERS,
+        problems=(*WRITE, "token_not_found", "last_admin"),
+        access="tokens",
     ),
     Route(
         "list_snapshots",
@@ -321,6 +407,7 @@ ROUTES: tuple[Route, ...] = (
         "node",
         {200: "Newest first; without a store, those of this node."},
         problems=STORE,
+        access="cluster",
     ),
     Route(
         "create_snapshot",
@@ -330,6 +417,7 @@ ROUTES: tuple[Route, ...] = (
         "node",
         {202: "It is on its way: Location names the operation.", **REDIRECT},
         problems=("no_leader", "not_leader", "draining", *STORE),
+        access="cluster",
     ),
     Route(
         "get_snapshot",
@@ -339,6 +427,7 @@ ROUTES: tuple[Route, ...] = (
         "node",
         {200: "What its manifest says."},
         problems=("snapshot_missing", "snapshot_damaged", *STORE),
+        access="cluster",
     ),
     Route(
         "get_snapshot_manifest",
@@ -349,6 +438,7 @@ ROUTES: tuple[Route, ...] = (
         {200: "JSON, and in a second line its sha256 in hex."},
         produces=(DEFAULT_CONTENT_TYPE,),
         problems=("snapshot_missing", "snapshot_damaged", *STORE),
+        access="cluster",
     ),
     Route(
         "get_snapshot_chunk",
@@ -359,6 +449,7 @@ ROUTES: tuple[Route, ...] = (
         {200: "Its bytes, which were verified; ETag is their sha256 in hex."},
         produces=(DEFAULT_CONTENT_TYPE,),
         problems=("snapshot_missing", "snapshot_damaged", *STORE),
+        access="cluster",
     ),
     Route(
         "delete_snapshot",
@@ -368,6 +459,7 @@ ROUTES: tuple[Route, ...] = (
         "node",
         {200: "It is gone."},
         problems=("snapshot_missing", *STORE),
+        access="cluster",
     ),
     Route(
         "verify_snapshot",
@@ -377,6 +469,7 @@ ROUTES: tuple[Route, ...] = (
         "node",
         {202: "It is on its way: Location names the operation."},
         problems=("snapshot_missing", "snapshot_damaged", *STORE),
+        access="cluster",
     ),
     Route(
         "get_operation",
@@ -386,6 +479,7 @@ ROUTES: tuple[Route, ...] = (
         "node",
         {200: "Its state, progress and result."},
         problems=("no_such_operation",),
+        access="cluster",
     ),
     Route(
         "livez",
@@ -395,6 +489,7 @@ ROUTES: tuple[Route, ...] = (
         "node",
         {200: "It is."},
         (VERBOSE,),
+        access="open",
     ),
     Route(
         "readyz",
@@ -405,6 +500,7 @@ ROUTES: tuple[Route, ...] = (
         {200: "It does."},
         (VERBOSE, TIMEOUT),
         problems=(*READ, "draining"),
+        access="open",
     ),
     Route(
         "startupz",
@@ -415,6 +511,7 @@ ROUTES: tuple[Route, ...] = (
         {200: "It has."},
         (VERBOSE,),
         problems=("not_ready",),
+        access="open",
     ),
     Route(
         "metrics",
@@ -424,8 +521,17 @@ ROUTES: tuple[Route, ...] = (
         "node",
         {200: "Labels by route template, never by key."},
         produces=("text/plain",),
+        access="token",
     ),
-    Route("openapi", "GET", "/openapi.json", "The OpenAPI 3.1 document", "node", {200: "This document."}),
+    Route(
+        "openapi",
+        "GET",
+        "/openapi.json",
+        "The OpenAPI 3.1 document",
+        "node",
+        {200: "This document."},
+        access="token",
+    ),
     Route(
         "docs",
         "GET",
@@ -434,8 +540,12 @@ ROUTES: tuple[Route, ...] = (
         "node",
         {200: "No external resources."},
         produces=("text/html",),
+        access="token",
     ),
 )
+
+# They change nothing, hold no key, and are asked again and again.
+_NOT_AUDITED = frozenset({"list_snapshots", "get_snapshot", "get_operation"})
 
 OPS_ROUTES = frozenset({"livez", "readyz", "startupz", "metrics"})
 
@@ -457,6 +567,7 @@ BY_QUERY: dict[str, Route] = {
         route.body,
         route.produces,
         route.problems,
+        access=route.access,
     )
     for route in _ON_KEY
 }

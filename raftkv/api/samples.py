@@ -10,12 +10,15 @@ import platform
 from collections.abc import Iterable
 from typing import Protocol
 
+from raftkv.access.audit import Audit
 from raftkv.api.alarms import ALARMS, alarms
 from raftkv.api.request_log import RequestLog
 from raftkv.metrics import Sample
 from raftkv.raft.status import ArchiveStatus, LogArchiveStatus, NodeStatus
 from raftkv.service import KVService
 from raftkv.tls.credentials import Security
+
+DENIAL_CODES = ("unauthenticated", "forbidden", "rate_limited")
 
 
 class HttpCounts(Protocol):
@@ -183,3 +186,12 @@ def _archive_samples(known: ArchiveStatus) -> Iterable[Sample]:
     ]
     for name, help, count in counts:
         yield Sample(name, help, float(count), {}, counter=True)
+
+
+def access_samples(audit: Audit, tokens: int) -> Iterable[Sample]:
+    """Whom the node let in, and whom not."""
+    yield Sample("tokens", "Tokens that the cluster has.", float(tokens), {})
+    help = "Requests and lines of batches that were turned away, by why."
+    for code in DENIAL_CODES:
+        yield Sample("auth_denials", help, float(audit.denials[code]), {"code": code}, counter=True)
+    yield Sample("admin_actions", "Requests of administrators.", float(audit.actions), {}, counter=True)

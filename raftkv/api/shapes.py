@@ -15,6 +15,7 @@ import msgspec
 from raftkv.api.alarms import Alarm
 from raftkv.api.bodies import LineBody, TransactionBody
 from raftkv.api.members import MemberBody, TransferBody
+from raftkv.api.tokens import CreateBody
 from raftkv.raft.membership import Standing
 from raftkv.raft.status import NodeStatus, PeerStatus
 
@@ -61,6 +62,18 @@ SNAPSHOT = {
     "state_hash": TEXT,
 }
 
+TIME: Json = {"type": "string", "format": "date-time"}
+TOKEN = {
+    "id": TEXT,
+    "name": TEXT,
+    "grants": listed(record({"role": {"enum": ["read", "write", "admin"]}, "prefix": TEXT})),
+    "rate": {**WHOLE, "description": "Operations a second on each node; 0: no limit."},
+    "created": TIME,
+    "created_by": {**nullable(TEXT), "description": "The id of the token that asked for it."},
+    "expires": nullable(TIME),
+    "expired": YES_OR_NO,
+}
+
 SCHEMAS: dict[str, Json] = {
     "Item": record(
         {
@@ -80,6 +93,7 @@ SCHEMAS: dict[str, Json] = {
     "Appended": record({**REVISION, "length": {**WHOLE, "description": "Bytes of the whole value now."}}),
     "Incremented": record({**REVISION, "value": NUMBER}),
     "Snapshot": record(SNAPSHOT),
+    "Token": record(TOKEN),
     "Operation": record(
         {
             "id": TEXT,
@@ -105,7 +119,8 @@ SCHEMAS: dict[str, Json] = {
         {"status": {"const": "ok"}},
         {"checks": listed(record({"name": TEXT, "ok": YES_OR_NO, "detail": TEXT}))},
     ),
-    **_of_types(NodeStatus, PeerStatus, Alarm, TransactionBody, LineBody, TransferBody, MemberBody, Standing),
+    **_of_types(NodeStatus, PeerStatus, Alarm, TransactionBody, LineBody),
+    **_of_types(TransferBody, MemberBody, Standing, CreateBody),
     "MembershipChange": record({"dry_run": YES_OR_NO, "before": ref("Standing"), "after": ref("Standing")}),
 }
 
@@ -117,6 +132,16 @@ ITEM: Json = {
     "create_revision": 57,
     "mod_revision": 57,
     "version": 1,
+}
+TOKEN_EXAMPLE: Json = {
+    "id": "5f0d4c7a91b2e836",
+    "name": "ci",
+    "grants": [{"role": "write", "prefix": "builds/"}],
+    "rate": 100,
+    "created": "2026-11-23T17:58:22Z",
+    "created_by": "9b1f0c2a77e4d653",
+    "expires": None,
+    "expired": False,
 }
 SNAPSHOT_EXAMPLE: Json = {
     "id": "0000000000000637-00000001-r63666-20261123T175822.430Z-2f5d1edc",
@@ -324,6 +349,20 @@ ANSWERS: dict[str, Shape] = {
         record({"leader": nullable(TEXT), "term": WHOLE}),
         {"leader": "n2", "term": 4},
     ),
+    "list_tokens": Shape(
+        record({**REVISION, "tokens": listed(ref("Token"))}), {"revision": 57, "tokens": [TOKEN_EXAMPLE]}
+    ),
+    "create_token": Shape(
+        record({**TOKEN, **REVISION, "token": {**TEXT, "description": "Here and nowhere else."}}),
+        {
+            **TOKEN_EXAMPLE,
+            "token": f"rkv_{TOKEN_EXAMPLE['id']}_" + "0123456789abcdef" * 4,
+            "revision": 57,
+        },
+    ),
+    "revoke_token": Shape(
+        record({**REVISION, "revoked": TEXT}), {"revision": 58, "revoked": TOKEN_EXAMPLE["id"]}
+    ),
     "list_snapshots": Shape(
         record({"snapshots": listed(ref("Snapshot"))}), {"snapshots": [SNAPSHOT_EXAMPLE]}
     ),
@@ -404,6 +443,10 @@ BODIES: dict[str, Shape] = {
         },
     ),
     "transfer_leadership": Shape(ref("TransferBody"), {"to": "n2"}),
+    "create_token": Shape(
+        ref("CreateBody"),
+        {"name": "ci", "grants": [{"role": "write", "prefix": "builds/"}], "rate": 100},
+    ),
 }
 
 # What a problem says, by its code: sentences that nodes gave. A code without one says its title.
@@ -412,6 +455,8 @@ PROBLEM_DETAILS: dict[str, str] = {
     "stale",
     "body_too_large": "body: it has 5242880 bytes; at most 4194304 are allowed (--body-bytes-max)",
     "draining": "this node is shutting down and takes no more writes; try another node",
+    "forbidden": "token 5f0d4c7a91b2e836:ci has no read for the key or prefix 'secrets/db'; it has read for "
+    "the prefixes nothing",
     "headers_too_large": "the headers have more than 32768 bytes (--header-bytes-max)",
     "http_version": "HTTP/0.9 is not supported; allowed: HTTP/1.1, HTTP/1.0",
     "idempotency_mismatch": "this idempotency key came before with a different request; use a new key for a "
@@ -424,6 +469,7 @@ PROBLEM_DETAILS: dict[str, str] = {
     "member_exists": "n2 is a member of this cluster already. If its disk is lost, remove it and add it "
     "again",
     "quorum_at_risk": "n1 is the only voter: without it there is no cluster",
+    "last_admin": "it is the last administrator of every key that never expires; make another one first",
     "no_leader": "no leader is known to this node; nothing was written, try again shortly",
     "no_such_member": "the cluster has no member n9; it has n1, n2, n3",
     "no_such_operation": "no operation 'snapshot-9' on this node; the last 100 are kept",
@@ -432,6 +478,9 @@ PROBLEM_DETAILS: dict[str, str] = {
     "not_implemented": "method 'PROPFIND' is not implemented; allowed: DELETE, GET, HEAD, POST, PUT",
     "precondition_failed": "nothing was written: the condition on the key does not hold, its mod_revision is "
     "57",
+    "rate_limited": "this token may do 100 operations a second on a node; try again in 0.010 s",
+    "token_not_found": "there is no token with the id '5f0d4c7a91b2e836'",
+    "unauthenticated": "this cluster wants a token: send `Authorization: Bearer TOKEN`",
     "unsupported_media_type": "header Content-Encoding: 'gzip' is not supported; allowed is identity, or "
     "none",
     "value_too_large": "body: the value has 2097152 bytes; at most 1048576 are allowed (--value-bytes-max)",

@@ -255,6 +255,7 @@ HEADERS = {
     name.lower().encode(): name
     for name in (
         "Accept",
+        "Authorization",
         "Content-Encoding",
         "Content-Type",
         "Expect",
@@ -283,7 +284,8 @@ def collect_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         if not raw_value.isascii():
             if name in TRACE_HEADERS:
                 continue
-            raise BadRequest(f"header {name}: {shown(raw_value)} is not ASCII; allowed is printable ASCII")
+            value = "its value" if name == "Authorization" else shown(raw_value)
+            raise BadRequest(f"header {name}: {value} is not ASCII; allowed is printable ASCII")
         value = raw_value.decode("ascii").strip()
         if name not in found:
             found[name] = value

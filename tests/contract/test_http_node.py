@@ -15,6 +15,7 @@ import pytest
 
 from raftkv.api.app import connections_within
 from raftkv.api.batch import Batch
+from raftkv.api.calls import OPEN
 from raftkv.api.limits import Limits
 from raftkv.errors import CommitTimeout, LeaderChanged, NoLeader, NotReady, Overloaded
 from raftkv.kv.command import Put
@@ -646,6 +647,7 @@ async def test_a_batch_that_is_closed_between_answers_ends_without_a_word(node: 
         limits=Limits(),
         service=node.service,
         timeout_s=5.0,
+        admission=OPEN,
         body=SimpleNamespace(pieces=one_line_and_no_end),
     )
     answers = cast(AsyncGenerator[bytes, None], Batch(cast(Any, call)).answers())

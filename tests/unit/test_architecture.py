@@ -21,7 +21,7 @@ PARTS = {
     "errors": set[str](),
     "model": {"errors"},
     "addresses": set[str](),
-    "config": WORDS | {"addresses", "api.limits"},  # which are values alone
+    "config": WORDS | {"access.secret", "addresses", "api.limits"},  # which are values alone
     "metrics": WORDS,
     "complaints": set[str](),
     "tls": WORDS | {"complaints"},
@@ -30,7 +30,8 @@ PARTS = {
     "snapshot": WORDS | {"kv", "journal.disk"},  # the one seam to a file system
     "raft": WORDS | {"kv", "metrics", "complaints", "tls"} | STORAGE,
     "service": WORDS | {"kv", "metrics", "raft"} | STORAGE,
-    "api": WORDS | {"addresses", "kv", "metrics", "raft", "service", "tls"} | STORAGE,
+    "access": WORDS | {"kv"},
+    "api": WORDS | {"access", "addresses", "kv", "metrics", "raft", "service", "tls"} | STORAGE,
     "client": WORDS | {"tls"},
     "__main__": set(),
 }
