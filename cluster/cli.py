@@ -19,6 +19,7 @@ _COMMANDS = {
     "restore": "cluster.restore_cli:restore",
     "top": "cluster.top_cli:top",
     "cluster": "cluster.cluster_cli:cluster",
+    "token": "cluster.token_cli:token",
     "member": "cluster.member_cli:member",
     "snapshot": "cluster.snapshot_cli:snapshot",
     "journal": "cluster.journal_cli:journal",

@@ -43,6 +43,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 # Where the options that every client takes are kept, until `client_settings` makes them of use.
 _SETTINGS = "raftkv.client"
+_TOKEN = "raftkv.token"
 
 
 def _endpoints(ctx: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
@@ -57,8 +58,23 @@ def _keep(ctx: click.Context, option: click.Parameter, value: Path | None) -> No
         ctx.meta.setdefault(_SETTINGS, {})[option.name] = value
 
 
+def _keep_token(ctx: click.Context, option: click.Parameter, value: Path | None) -> None:
+    ctx.meta[_TOKEN] = value
+
+
 def security_options(command: _Command) -> _Command:
-    """`--ca-file`, `--cert-file` and `--key-file`. The command does not see them; `client_settings` does."""
+    """`--ca-file`, `--cert-file`, `--key-file` and `--token-file`. The command does not see them;
+    `client_settings` does."""
+    command = click.option(
+        "--token-file",
+        envvar="RAFTKV_TOKEN_FILE",
+        show_envvar=True,
+        type=click.Path(dir_okay=False, path_type=Path),
+        callback=_keep_token,
+        expose_value=False,
+        metavar="FILE",
+        help="File with the token to show, where nodes ask for one. Or set RAFTKV_TOKEN.",
+    )(command)
     for flag, variable, help in reversed(_FILES):
         command = click.option(
             flag,
@@ -85,14 +101,36 @@ def client_settings() -> dict[str, Any]:
     """What a client is made with beside its endpoints, as the running command was told. Raises UsageError."""
     ctx = click.get_current_context(silent=True)
     kept: dict[str, Path] = ctx.meta.get(_SETTINGS, {}) if ctx is not None else {}
+    token = _token(ctx.meta.get(_TOKEN) if ctx is not None else None)
+    settings: dict[str, Any] = {} if token is None else {"token": token}
     if not kept:
-        return {}
+        return settings
     if "key_file" in kept and "cert_file" not in kept:
         raise click.UsageError("--key-file without --cert-file: give the certificate as well")
     try:
-        return {"tls": tls_context(kept.get("ca_file"), kept.get("cert_file"), kept.get("key_file"))}
+        tls = tls_context(kept.get("ca_file"), kept.get("cert_file"), kept.get("key_file"))
     except ConfigError as error:
         raise click.UsageError(str(error)) from None
+    return {**settings, "tls": tls}
+
+
+def _token(path: Path | None) -> str | None:
+    """From the file, else from the environment. Never from the command line, which others can read."""
+    if path is None:
+        source, text = "RAFTKV_TOKEN", os.environ.get("RAFTKV_TOKEN", "")
+        if not text:
+            return None
+    else:
+        source = f"--token-file {path}"
+        try:
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not text"
+            raise click.UsageError(f"{source}: cannot be read: {reason}") from None
+    text = text.strip()
+    if not text or not text.isascii() or not text.isprintable() or " " in text:
+        raise click.UsageError(f"{source}: what is there ({len(text)} characters) is not a token")
+    return text
 
 
 def connection_options(command: _Command) -> _Command:

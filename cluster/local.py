@@ -5,6 +5,7 @@ Each node is a plain child process with a directory of its own:
     DATA_DIR/secret              the cluster's secret, made on first use, mode 0600
     DATA_DIR/<name>/             the node's data directory: journal/, snapshots/, identity.json …
     DATA_DIR/<name>/node.log     its stdout and stderr, appended over restarts
+    DATA_DIR/admin-token         with `auth`: the first administrator's token, made on first use, mode 0600
     DATA_DIR/tls/                with `tls`: ca.pem and the nodes' certificates, made on first use
 
 Node number i (from 0) answers clients on `base_port + 10 i` and members on the port after that. Children
@@ -33,6 +34,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from raftkv.access.secret import new_token
 from raftkv.tls.credentials import client_context
 
 PORTS_A_NODE = 10  # room beside the API and raft ports for what comes later
@@ -68,6 +70,7 @@ class LocalCluster:
         env: Mapping[str, str] | None = None,
         tls: bool = False,
         founders: int | None = None,
+        auth: bool = False,
     ) -> None:
         self.data_dir = Path(data_dir).absolute()
         self.base_port = base_port
@@ -78,6 +81,7 @@ class LocalCluster:
         self._command_prefix = dict(command_prefix or {})
         self._extra_args = tuple(extra_args)
         self.tls = tls
+        self.auth = auth
         self._context: ssl.SSLContext | None = None
         self._environment = {**os.environ, **(env or {})}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -130,6 +134,19 @@ class LocalCluster:
         return self._context
 
     @property
+    def token_path(self) -> Path:
+        """The first administrator's token, where the nodes ask for tokens."""
+        return self.data_dir / "admin-token"
+
+    @property
+    def token(self) -> str | None:
+        """That token; None where none is asked for."""
+        if not self.auth:
+            return None
+        self._make_token()
+        return self.token_path.read_text().strip()
+
+    @property
     def secret_path(self) -> Path:
         return self.data_dir / "secret"
 
@@ -172,6 +189,7 @@ class LocalCluster:
             *("--secret-file", str(self.secret_path)),
             *(("--join",) if name in self.joining else ()),
             *(self._tls_arguments(name) if self.tls else ()),
+            *(("--auth", "tokens", "--bootstrap-token-file", str(self.token_path)) if self.auth else ()),
             *self._extra_args,
         ]
 
@@ -263,7 +281,7 @@ class LocalCluster:
 
     def get(self, name: str, path: str) -> tuple[int, bytes]:
         """A GET that never raises for a node that is not there: its status is 0 then."""
-        return get(self.api_url(name) + path, tls=self.client_tls)
+        return get(self.api_url(name) + path, tls=self.client_tls, token=self.token)
 
     def statuses(self) -> dict[str, dict[str, Any] | None]:
         return {name: self.status(name) for name in self.names}
@@ -303,12 +321,15 @@ class LocalCluster:
 
     def _make_directories(self, name: str) -> None:
         self.node_dir(name).mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            handle = os.open(self.secret_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "w") as file:
-                file.write(secrets.token_hex(32) + "\n")
+        _make_private(self.secret_path, secrets.token_hex(32))
+        if self.auth:
+            self._make_token()
         if self.tls:
             self._make_certificates()
+
+    def _make_token(self) -> None:
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        _make_private(self.token_path, new_token()[1])
 
     def _make_certificates(self) -> None:
         from cluster.certs import LOCAL_HOSTS, make_all  # of use to few
@@ -338,6 +359,14 @@ class LocalCluster:
         return "\n".join(self.last_log_lines(name, 20)) or f"({self.log_path(name)} is empty)"
 
 
+def _make_private(path: Path, line: str) -> None:
+    """Unless it is there."""
+    with contextlib.suppress(FileExistsError):
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w") as file:
+            file.write(line + "\n")
+
+
 def _die_with_parent(parent: int) -> Callable[[], None]:
     """Run in the child between fork and exec. SIGKILL and not SIGTERM, since a paused node would never
     act on the latter, and since a node must stand a SIGKILL anyway."""
@@ -351,7 +380,11 @@ def _die_with_parent(parent: int) -> Callable[[], None]:
 
 
 def get(
-    url: str, timeout_s: float = STATUS_TIMEOUT_SECONDS, *, tls: ssl.SSLContext | None = None
+    url: str,
+    timeout_s: float = STATUS_TIMEOUT_SECONDS,
+    *,
+    tls: ssl.SSLContext | None = None,
+    token: str | None = None,
 ) -> tuple[int, bytes]:
     """A GET that never raises for a node that is not there: its status is 0 then."""
     parts = urlsplit(url)
@@ -363,7 +396,10 @@ def get(
     else:
         connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout_s)
     try:
-        connection.request("GET", parts.path, headers={"Connection": "close"})
+        headers = {"Connection": "close"}
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        connection.request("GET", parts.path, headers=headers)
         answer = connection.getresponse()
         return answer.status, answer.read()
     except (OSError, http.client.HTTPException):

@@ -86,6 +86,12 @@ Examples:
     "data has]",
 )
 @click.option(
+    "--auth/--no-auth",
+    default=None,
+    help="Clients need a token; that of the first administrator is made in DATA_DIR/admin-token. [default: "
+    "no, or what the data has]",
+)
+@click.option(
     "--snapshots",
     metavar="URL",
     help="Store that snapshots are published to, beside each node's own. [default: none]",
@@ -102,6 +108,7 @@ def up(
     nodes: int | None,
     base_port: int | None,
     tls: bool | None,
+    auth: bool | None,
     snapshots: str | None,
     restore_from: str | None,
     serve_arguments: tuple[str, ...],
@@ -118,7 +125,7 @@ def up(
             raise click.UsageError(f"--snapshots {snapshots}: {error}; allowed: {allowed}") from None
         serve_arguments = ("--snapshots", snapshots, *serve_arguments)
     with claimed(data_dir):
-        shape = shape_of(data_dir, nodes, base_port, tls)
+        shape = shape_of(data_dir, nodes, base_port, tls, auth)
         _check_ports(shape.base_port, shape.nodes)
         with LocalCluster(
             data_dir,
@@ -126,6 +133,7 @@ def up(
             base_port=shape.base_port,
             extra_args=serve_arguments,
             tls=shape.tls,
+            auth=shape.auth,
         ) as cluster:
             if restore_from is not None:
                 _restore(cluster, restore_from)
@@ -275,6 +283,11 @@ class _Supervisor:
     def _example(self) -> None:
         urls = self._cluster.api_urls()
         curl = f"curl --cacert {self._cluster.tls_dir / 'ca.pem'}" if self._cluster.tls else "curl"
+        if self._cluster.auth:
+            # Not as a word of the command line, which others can see; the shell's own echo is no process.
+            curl += (
+                f' --location-trusted -H @<(echo "Authorization: Bearer $(cat {self._cluster.token_path})")'
+            )
         click.echo("  try, on any node:")
         click.echo(f"    {curl} -L -X PUT --data-binary world {urls[1 % len(urls)]}/v1/kv/hello")
         click.echo(f"    {curl} {urls[2 % len(urls)]}/v1/kv/hello")
@@ -312,16 +325,24 @@ class Shape(NamedTuple):
     nodes: int
     base_port: int
     tls: bool
+    auth: bool
 
 
-def shape_of(data_dir: Path, nodes: int | None, base_port: int | None, tls: bool | None = None) -> Shape:
+def shape_of(
+    data_dir: Path,
+    nodes: int | None,
+    base_port: int | None,
+    tls: bool | None = None,
+    auth: bool | None = None,
+) -> Shape:
     """As asked for on first use, and as recorded ever after."""
     record = data_dir / "up.json"
     try:
         known = json.loads(record.read_text())
-        kept = Shape(int(known["nodes"]), int(known["base_port"]), bool(known.get("tls", False)))
+        nodes_had, port_had = int(known["nodes"]), int(known["base_port"])
+        kept = Shape(nodes_had, port_had, bool(known.get("tls", False)), bool(known.get("auth", False)))
     except FileNotFoundError:
-        shape = Shape(nodes or 3, base_port or 8400, bool(tls))
+        shape = Shape(nodes or 3, base_port or 8400, bool(tls), bool(auth))
         if ports_of(shape.base_port, shape.nodes)[-1] > 65535:
             raise click.UsageError(
                 f"--base-port {shape.base_port} leaves no room for {shape.nodes} nodes"
@@ -337,6 +358,7 @@ def shape_of(data_dir: Path, nodes: int | None, base_port: int | None, tls: bool
         ("--nodes", nodes, kept.nodes),
         ("--base-port", base_port, kept.base_port),
         ("--tls", tls, kept.tls),
+        ("--auth", auth, kept.auth),
     )
     for flag, asked, had in asked_and_had:
         if asked is not None and asked != had:

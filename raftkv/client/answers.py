@@ -205,7 +205,7 @@ def error_of(problem: Problem, headers: Mapping[str, str]) -> ClientError:
     """The exception for a problem that is not tried again."""
     if problem.outcome == "unknown":
         return OutcomeUnknown(problem)
-    if problem.code in ("key_not_found", "snapshot_missing", "no_such_member"):
+    if problem.code in ("key_not_found", "token_not_found", "snapshot_missing", "no_such_member"):
         return NotFound(problem)
     if problem.code == "precondition_failed":
         return PreconditionFailed(problem, problem.fields.get("current", revision_of(headers)))

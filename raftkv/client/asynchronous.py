@@ -85,14 +85,18 @@ class Client:
         cache_bytes_max: int = 0,
         random: Random | None = None,
         tls: ssl.SSLContext | None = None,
+        token: str | None = None,
     ) -> None:
-        """`tls`: for endpoints with https://, as `tls_context` makes it; by default the CAs that the system
-        trusts count, and no certificate is shown."""
+        """`token`: what the cluster asks for, where it does. `tls`: for endpoints with https://, as
+        `tls_context` makes it; by default the CAs that the system trusts count, and no certificate is
+        shown."""
         self.endpoints = parse_endpoints(endpoints)
         self.client_id = secrets.token_hex(8)
         self._timeout_s = _checked_timeout(timeout_s)
         self._idempotent = idempotent
         self._headers = dict(headers or {})
+        if token is not None:
+            self._headers["Authorization"] = f"Bearer {_checked_token(token)}"
         self._random = random or Random()
         self._tls = tls
         self._numbers = Numbers()
@@ -522,6 +526,40 @@ class Client:
         """Raises NotFound."""
         await self._ask("DELETE", f"/v1/snapshots/{name}", endpoint, self._deadline(timeout_s))
 
+    # --- tokens -------------------------------------------------------------------------------------
+
+    async def create_token(
+        self,
+        name: str,
+        grants: Iterable[tuple[str, str]],
+        *,
+        rate: int = 0,
+        expires_in_s: int = 0,
+        timeout_s: float | None = None,
+    ) -> Json:
+        """`grants` are (role, prefix) with the roles read, write and admin. `token` in the answer is the
+        token, which nobody can ask for again. Sent once: where it raises OutcomeUnknown, `tokens` says
+        whether there is one more."""
+        body = {
+            "name": name,
+            "grants": [{"role": role, "prefix": prefix} for role, prefix in grants],
+            "rate": rate,
+            "expires_in_seconds": expires_in_s,
+        }
+        headers = {"Content-Type": "application/json"}
+        encoded = msgspec.json.encode(body)
+        deadline = self._deadline(timeout_s)
+        return (await self._write_under({}, "POST", "/v1/tokens", {}, encoded, headers, deadline)).json()
+
+    async def tokens(self, *, timeout_s: float | None = None) -> Sequence[Json]:
+        """Those that the caller's own administers, without their secrets."""
+        return tuple((await self._read("/v1/tokens", {}, timeout_s=timeout_s)).json().get("tokens", ()))
+
+    async def revoke_token(self, name: str, *, timeout_s: float | None = None) -> int:
+        """By its id. The revision at which it was revoked. Raises NotFound."""
+        path = f"/v1/tokens/{quote(name, safe='')}"
+        return _integer((await self._write("DELETE", path, {}, timeout_s=timeout_s)).json(), "revision")
+
     async def _operation(self, path: str, endpoint: str | None, timeout_s: float | None) -> Json:
         deadline = self._deadline(timeout_s)
         answer = await self._ask("POST", path, endpoint, deadline)
@@ -828,6 +866,14 @@ def _link_tracing() -> aiohttp.TraceConfig:
 
 
 # --- parts of requests and answers ------------------------------------------------------------------------
+
+
+def _checked_token(token: str) -> str:
+    """What goes into a header as it stands. Never says what it was."""
+    token = token.strip()
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise ValueError(f"the token ({len(token)} characters) is not printable ASCII without spaces")
+    return token
 
 
 def parse_endpoints(endpoints: str | Iterable[str], scheme: str = "http") -> tuple[str, ...]:

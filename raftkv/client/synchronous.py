@@ -41,6 +41,7 @@ class SyncClient:
         headers: Mapping[str, str] | None = None,
         tls: ssl.SSLContext | None = None,
         cache_bytes_max: int = 0,
+        token: str | None = None,
     ) -> None:
         self._client = Client(
             endpoints,
@@ -49,6 +50,7 @@ class SyncClient:
             headers=headers,
             tls=tls,
             cache_bytes_max=cache_bytes_max,
+            token=token,
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="raftkv-client", daemon=True)
@@ -319,6 +321,25 @@ class SyncClient:
 
     def transfer_leadership(self, to: str | None = None, *, timeout_s: float | None = None) -> Json:
         return self.run(self._client.transfer_leadership(to, timeout_s=timeout_s))
+
+    def create_token(
+        self,
+        name: str,
+        grants: Iterable[tuple[str, str]],
+        *,
+        rate: int = 0,
+        expires_in_s: int = 0,
+        timeout_s: float | None = None,
+    ) -> Json:
+        return self.run(
+            self._client.create_token(name, grants, rate=rate, expires_in_s=expires_in_s, timeout_s=timeout_s)
+        )
+
+    def tokens(self, *, timeout_s: float | None = None) -> Sequence[Json]:
+        return self.run(self._client.tokens(timeout_s=timeout_s))
+
+    def revoke_token(self, name: str, *, timeout_s: float | None = None) -> int:
+        return self.run(self._client.revoke_token(name, timeout_s=timeout_s))
 
     def snapshots(self, endpoint: str | None = None, *, timeout_s: float | None = None) -> Sequence[Json]:
         return self.run(self._client.snapshots(endpoint, timeout_s=timeout_s))
