@@ -129,7 +129,11 @@ def _private(path: Path) -> int:
 
 
 @token.command(
-    epilog="Example: (umask 077; raftkv token generate > bootstrap-token), for --bootstrap-token-file"
+    epilog="""\b
+Examples, for --bootstrap-token-file:
+  raftkv token generate > bootstrap-token
+
+`umask 077` before it keeps others from reading the file."""
 )
 def generate() -> None:
     """Print a new token, without asking any node: for --bootstrap-token-file of a new cluster."""
