@@ -90,15 +90,20 @@ def _complete(text: str) -> bool:
 
 
 def agrees(printed: str, shown: str) -> bool:
-    """Whether what was shown is what the page says is printed, whatever blanks end the lines."""
+    """Whether what was shown is what the page says is printed, however wide its blanks are."""
     pattern = ""
     for line in printed.strip().splitlines():
         if line.strip() == "…":
             pattern += r"(?:[^\n]*\n)*?"
         else:
-            pattern += "[^\n]*".join(re.escape(part) for part in line.rstrip().split("…")) + "\n"
+            pattern += "[^\n]*".join(_literally(part) for part in line.rstrip().split("…")) + "\n"
     lines = [line.rstrip() for line in shown.strip().splitlines()]
     return re.fullmatch(pattern, "".join(line + "\n" for line in lines)) is not None
+
+
+def _literally(text: str) -> str:
+    """A table has tabs where no terminal reads it, and a page shows it as people see it."""
+    return r"[ \t]+".join(re.escape(word) for word in re.split(r"[ \t]+", text))
 
 
 class Failed(Exception):

@@ -24,7 +24,8 @@ So is a snapshot store with the log in it, if there is one: see `raftkv restore`
 Example, after two of three machines burnt down, on the one that is left, its node stopped:
   raftkv cluster recover --unsafe --from /var/lib/raftkv --data-dir /var/lib/raftkv-new \\
     --member n1=10.0.0.1:8401,http://10.0.0.1:8400
-  raftkv serve --name n1 --data-dir /var/lib/raftkv-new … and, on two new machines, with --join:
+  raftkv serve --name n1 --data-dir /var/lib/raftkv-new …
+and two new machines, whose nodes are then started with --join:
   raftkv member add n2 --peer 10.0.0.4:8401 --client-url http://10.0.0.4:8400 --auto-promote"""
 )
 @click.option("--unsafe", is_flag=True, help="Yes: a majority is lost for good, and newest writes may be.")

@@ -28,7 +28,8 @@ from cluster.examples import Example, Failed, Shell, examples
 from cluster.local import find_base_port, port_is_free, ports_of
 
 ROOT = Path(__file__).parents[1]
-BASE_PORT = 8400  # of the pages, three nodes
+BASE_PORT = 8400  # of the pages
+NODES = 5  # as many as a page may have: `up`'s three, and those that are added
 UP = re.compile(r"^((?:\S*/)?(?:scripts/up|raftkv up)\b)(.*)$", re.DOTALL)
 EXAMPLE_SECONDS = 300  # the first `scripts/up` installs from a package index
 STOP_SECONDS = 30
@@ -107,11 +108,12 @@ class Walk:
             self._shell.check(example, EXAMPLE_SECONDS)
 
     def with_ports(self, text: str) -> str:
-        for number in range(3):
-            text = text.replace(
-                f"127.0.0.1:{BASE_PORT + 10 * number}", f"127.0.0.1:{self.base_port + 10 * number}"
-            )
-        return text
+        """8400 and 8401 are the first node's, 8410 and 8411 the second's, and so on."""
+
+        def moved(port: re.Match[str]) -> str:
+            return f"127.0.0.1:{self.base_port + int(port[1])}"
+
+        return re.sub(r"127\.0\.0\.1:84([0-4][01])\b", moved, text)
 
     # --- the parts ----------------------------------------------------------------------------------
 
@@ -151,9 +153,9 @@ class Walk:
 
 def free_base_port() -> int:
     """The pages' own, or another where one of those is taken."""
-    if all(port_is_free("127.0.0.1", port) for port in ports_of(BASE_PORT, 3)):
+    if all(port_is_free("127.0.0.1", port) for port in ports_of(BASE_PORT, NODES)):
         return BASE_PORT
-    return find_base_port()
+    return find_base_port(NODES)
 
 
 # --- README in a fresh clone -----------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 
 from cluster.examples import examples
 from cluster.local import find_base_port
-from cluster.walk import UP, Walk
+from cluster.walk import NODES, UP, Walk
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = [page for page in sorted(DOCS.glob("*.md")) if any(examples(page.read_text()))]
@@ -27,5 +27,5 @@ def test_every_example_prints_what_the_page_says(page: Path, tmp_path: Path) -> 
     text = page.read_text()
     starts = any(UP.match(example.text) for example in examples(text))
     environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    with Walk(tmp_path, environment=environment, base_port=find_base_port()) as walk:
+    with Walk(tmp_path, environment=environment, base_port=find_base_port(NODES)) as walk:
         assert walk.through(text if starts else BEFORE + text) > 0

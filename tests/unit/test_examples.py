@@ -56,6 +56,8 @@ def test_commands_and_programs_with_what_they_print() -> None:
         ("a\n…", "a\n", True),
         ("a\n…\nz", "a\nb\n", False),
         ("a.c", "abc", False),
+        ("a    b", "a\tb\n", True),
+        ("a b", "ab", False),
         ("", "", True),
         ("", "something", False),
     ],

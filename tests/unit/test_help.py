@@ -61,7 +61,11 @@ def test_it_shows_an_example_of_itself(name: str) -> None:
 @by_command
 def test_its_examples_parse(name: str) -> None:
     for example in examples(ALL[name]):
-        parse(cli, [word for word in shlex.split(example)[1:] if word != "…"], elided=" … " in example)
+        parse(
+            cli,
+            [word for word in shlex.split(example)[1:] if word != "…"],
+            elided="…" in shlex.split(example),
+        )
 
 
 def parse(command: click.Command, words: list[str], *, elided: bool = False) -> None:
@@ -75,6 +79,8 @@ def parse(command: click.Command, words: list[str], *, elided: bool = False) -> 
         parse(chosen, rest, elided=elided)
         return
     assert not rest, f"{command.name} takes no {rest}"
+    if values.get("help"):
+        return
     for parameter in command.params:
         value = values.get(str(parameter.name))
         given = value if isinstance(value, list | tuple) else [value]
