@@ -397,6 +397,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "a node that was added anew counts itself for the voter that its lagging log still names",
         (core.Core, "is_voter", "and self.membership.instance(self.name) == self.instance", ""),
         members=True,
+        seed=353,
         seed=27,
     ),
     _mutant(
