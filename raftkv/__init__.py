@@ -13,8 +13,8 @@
     raft/                   consensus. `core.py` is PySyncObj put right, `engine.py` one whole member without
                             clock, threads or sockets; `node.py` gives it those; `transport.py` and
                             `handshake.py` are the authenticated links; `membership.py` is the arithmetic of
-                            who votes, `roster.py` of who is let in; `restore.py` makes a new cluster of what a
-                            store has, `survivor.py` of what a disk has. The only folder that knows pysyncobj
+                            who votes, `roster.py` of who is let in; `restore.py` makes a new cluster of what
+                            a store has, `survivor.py` of what a disk has. Only this folder knows pysyncobj
     service.py              what a client can ask, without HTTP: deadlines, consistency, admission
     api/                    HTTP: parsing, routes, the one table from errors to statuses, OpenAPI. `hot.py`
                             answers plain requests for one key itself and leaves the rest to aiohttp

@@ -398,7 +398,6 @@ MUTANTS: tuple[Mutant, ...] = (
         (core.Core, "is_voter", "and self.membership.instance(self.name) == self.instance", ""),
         members=True,
         seed=353,
-        seed=27,
     ),
     _mutant(
         "truncated-membership-stays",
