@@ -84,12 +84,22 @@ class ApiFiles:
         _load_pair(server, "--tls-cert", self.cert, "--tls-key", self.key)
         certificates = [_certificates("api", "--tls-cert", self.cert)[0]]
         client = client_context(self.ca)
+        if self.ca is not None:
+            self._check_chain(self.ca)
         if self.client_ca is not None:
             _require_certificates(server)
             _load_ca(server, "--tls-client-ca", self.client_ca)
             certificates.append(_first_to_end(_certificates("client_ca", "--tls-client-ca", self.client_ca)))
             _load_pair(client, "--tls-cert", self.cert, "--tls-key", self.key)
         return Loaded(server, client, tuple(certificates))
+
+    def _check_chain(self, ca: Path) -> None:
+        """The other nodes have the same CA, most likely, and would refuse this one."""
+        server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        client.check_hostname = False
+        server.load_cert_chain(self.cert, self.key)
+        client.load_verify_locations(ca)
+        _check_together(server, client, f"--tls-cert {self.cert}", f"a node with --tls-ca {ca}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +130,9 @@ class PeerFiles:
                 f"--peer-tls-cert {self.cert}: the certificate names {', '.join(own.names) or 'nobody'}; the "
                 f"certificate of {self.name} has {self.name}{PEER_SUFFIX} or {self.name} as a DNS name"
             )
-        _check_against_itself(server, client, self)
+        _check_together(
+            server, client, f"--peer-tls-cert {self.cert}", f"a peer with --peer-tls-ca {self.ca}"
+        )
         ca = _first_to_end(_certificates("peer_ca", "--peer-tls-ca", self.ca))
         return Loaded(server, client, (own, ca))
 
@@ -227,9 +239,9 @@ def _first_to_end(certificates: Sequence[Certificate]) -> Certificate:
     return min(certificates, key=lambda each: each.not_after)
 
 
-def _check_against_itself(server: ssl.SSLContext, client: ssl.SSLContext, files: PeerFiles) -> None:
-    """Would a peer with the same CA accept this certificate, calling and called? An expired one passes here:
-    it is said elsewhere, and a clock that is wrong must not keep a node from starting."""
+def _check_together(server: ssl.SSLContext, client: ssl.SSLContext, what: str, who: str) -> None:
+    """Would the two accept each other's certificate? An expired one passes here: it is said elsewhere, and a
+    clock that is wrong must not keep a node from starting."""
     ends = [(ssl.MemoryBIO(), ssl.MemoryBIO()) for _ in range(2)]
     called = server.wrap_bio(*ends[0], server_side=True)
     calling = client.wrap_bio(*ends[1])
@@ -242,12 +254,9 @@ def _check_against_itself(server: ssl.SSLContext, client: ssl.SSLContext, files:
                 ends[1][0].write(ends[0][1].read())
     except ssl.SSLCertVerificationError as error:
         if error.verify_code != X509_V_ERR_CERT_HAS_EXPIRED:
-            raise ConfigError(
-                f"--peer-tls-cert {files.cert} would be refused by a peer with --peer-tls-ca {files.ca}: "
-                f"{error.verify_message}"
-            ) from error
+            raise ConfigError(f"{what} would be refused by {who}: {error.verify_message}") from error
     except ssl.SSLError as error:
-        raise ConfigError(f"--peer-tls-cert {files.cert}: no peer could use it: {_said(error)}") from error
+        raise ConfigError(f"{what}: nobody could use it: {_said(error)}") from error
 
 
 # --- reload ------------------------------------------------------------------------------------------------
