@@ -266,3 +266,21 @@ def test_a_node_that_dies_at_once_is_told_with_its_log(tmp_path: Path) -> None:
 def test_a_get_of_nothing_is_status_0() -> None:
     with taken_port() as port:
         assert get(f"http://127.0.0.1:{port}/x", timeout_s=0.1) == (0, b"")
+
+
+def test_a_cluster_over_tls_stays_one(tmp_path: Path) -> None:
+    base = find_base_port()
+    data_dir = tmp_path / "data"
+    ca = str(data_dir / "tls" / "ca.pem")
+    with Up(data_dir, "--base-port", str(base), "--tls") as up:
+        up.wait_printed("ready: 3 of 3 nodes")
+        (command,) = re.findall(r"    (curl --cacert .* -X PUT .*)", up.printed)
+        assert subprocess.run(command.split(), capture_output=True, check=True).stdout == b'{"revision":1}'
+        assert up.interrupt() == 0
+    with Up(data_dir, "--no-tls") as up:
+        assert up.process.wait(20) == 2
+        assert "was formed with --tls True" in up.printed
+    with Up(data_dir) as up:
+        up.wait_printed("ready: 3 of 3 nodes")
+        assert curl("--cacert", ca, f"https://127.0.0.1:{base + 20}/v1/kv/hello") == "world"
+        assert up.interrupt() == 0
