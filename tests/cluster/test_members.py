@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cluster.local import LocalCluster, find_base_port
+from cluster.local import PORTS_A_NODE, LocalCluster, find_base_port
 from raftkv.client import SyncClient
 
 
@@ -148,3 +148,78 @@ def test_a_lost_disk_is_replaced_under_its_old_name(nodes: LocalCluster) -> None
     with SyncClient(nodes.api_urls()) as client:
         wait_until(lambda: all(each["role"] != "learner" for each in client.cluster()["members"]))
         assert len(client.cluster()["members"]) == 3
+
+
+def test_a_member_that_moved_is_found_where_it_is_now(tmp_path: Path) -> None:
+    """Its name is its identity: started with other addresses, it calls the others, and they take note."""
+    with LocalCluster(tmp_path, base_port=find_base_port(4)) as cluster:
+        cluster.start_all()
+        cluster.wait_ready()
+        moving = next(name for name in cluster.names if name != cluster.wait_leader())
+        cluster.stop(moving)
+        port = cluster.api_port("n1") + 3 * PORTS_A_NODE
+        moved = {
+            cluster.raft_address(moving): f"127.0.0.1:{port + 1}",
+            cluster.api_url(moving): f"http://127.0.0.1:{port}",
+            f"127.0.0.1:{cluster.api_port(moving)}": f"127.0.0.1:{port}",
+        }
+        command = cluster.command(moving)
+        for before, after in moved.items():
+            command = [word.replace(before, after) for word in command]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            try:
+                others = [cluster.api_url(name) for name in cluster.names if name != moving]
+                with SyncClient(others) as client:
+
+                    def found() -> bool:
+                        seen = {each["name"]: each for each in client.cluster()["members"]}[moving]
+                        return seen["peer"].endswith(f":{port + 1}") and seen["reachable"]
+
+                    wait_until(found)
+                    client.put("after", b"the move")
+                with SyncClient([f"http://127.0.0.1:{port}"]) as there:
+                    assert there.get("after").value == b"the move"
+            finally:
+                process.terminate()
+
+
+def test_no_leader_without_what_was_acknowledged_after_a_disk_is_lost(tmp_path: Path) -> None:
+    """One follower is behind, the other comes back wiped under its name, the leader is gone: the two could
+    elect one of them, and lose what the leader and the wiped one had acknowledged together."""
+    with LocalCluster(tmp_path, base_port=find_base_port()) as cluster:
+        cluster.start_all()
+        cluster.wait_ready()
+        leader = cluster.wait_leader()
+        behind, wiped = (name for name in cluster.names if name != leader)
+        with SyncClient(cluster.api_urls()) as client:
+            client.put("early", b"everybody has it")
+            cluster.kill(behind)
+            acknowledged = [client.put(f"late/{number}", b"two have it") for number in range(20)]
+        cluster.kill(leader)
+        cluster.kill(wiped)
+        shutil.rmtree(cluster.node_dir(wiped))
+        cluster.start(behind)
+        cluster.joining.add(wiped)  # it waits, and does not give up: so it is there to be counted by mistake
+        cluster.start(wiped)
+        wait_until(lambda: (cluster.status(behind) or {}).get("term", 0) > 0)
+        refusals = 0
+        for _ in range(40):  # several election timeouts
+            status = cluster.status(behind)
+            assert status is not None
+            assert status["role"] != "leader"
+            refusals += not cluster.ready(behind)
+            time.sleep(0.1)
+        assert refusals == 40
+        assert (cluster.status(wiped) or {}).get("role") != "leader"
+
+        cluster.start(leader)
+        cluster.wait_ready([leader, behind])
+        with SyncClient([cluster.api_url(behind)]) as client:
+            found = client.get("late/19")
+            assert (found.value, found.revision) == (b"two have it", acknowledged[-1].revision)
+            assert len(list(client.list("late/"))) == 20
+        replaced = changed(member(cluster, "replace", wiped, "-o", "json"))
+        assert replaced["after"]["learners"] == [wiped]
+        cluster.wait_ready([wiped])
+        with SyncClient([cluster.api_url(wiped)]) as client:
+            assert client.get("late/0").value == b"two have it"
