@@ -79,7 +79,7 @@ def parse(command: click.Command, words: list[str], *, elided: bool = False) -> 
         parse(chosen, rest, elided=elided)
         return
     assert not rest, f"{command.name} takes no {rest}"
-    if values.get("help"):
+    if "--help" in words:  # which asks for nothing else
         return
     for parameter in command.params:
         value = values.get(str(parameter.name))
