@@ -271,7 +271,9 @@ class _Supervisor:
         """Empty where the node is ready."""
         code, body = self._cluster.get(name, "/readyz")
         if code == 200:
-            return ""
+            # The leader makes the first token when it leads: until then a ready node lets nobody in.
+            locked = self._cluster.auth and self._cluster.get(name, "/v1/status")[0] == 401
+            return "the first token is not there yet" if locked else ""
         if code == 0:
             return _SILENT
         with contextlib.suppress(ValueError):

@@ -129,7 +129,8 @@ class Walk:
     def _start(self, example: Example, command: str) -> None:
         """In the background, until it says that it is ready."""
         self._stop()
-        code, shown, errors = self._shell.run(f"{command} >{self._log} 2>&1 & echo $!")
+        self._log.write_bytes(b"")  # the shell's child does it too, but after `echo`
+        code, shown, errors = self._shell.run(f"{command} >>{self._log} 2>&1 & echo $!")
         if code != 0:
             raise Failed(f"{command}\n{shown}\n{errors}")
         self._up = int(shown)
