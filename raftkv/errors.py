@@ -265,6 +265,12 @@ class SnapshotMissing(RaftkvError):
     code = "snapshot_missing"
 
 
+class ReleaseTooOld(Fatal):
+    """The cluster, and so this node's data, is beyond what this release can read."""
+
+    code = "release_too_old"
+
+
 class IdentityRefused(Fatal):
     """The peers refuse this node (another cluster, an unknown name, an empty disk under a known name)."""
 

@@ -182,6 +182,7 @@ class Membership(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `instances` has "" for a member that was added and has not shown its disk yet. `learners` are members
     that get the log and count in no quorum; those of `promoting` become voters once they have caught up.
+    `level` is the protocol that every member speaks: what needs more must not be written yet.
     (`term`, `index`) of the log entry that carries it orders the memberships of one cluster: a committed one
     is newer than all that were committed before it.
     """
@@ -191,6 +192,7 @@ class Membership(msgspec.Struct, frozen=True, omit_defaults=True):
     instances: tuple[tuple[str, str], ...]  # (name, instance), in order of name
     learners: tuple[str, ...] = ()
     promoting: tuple[str, ...] = ()
+    level: int = 1
     term: int = 0
     index: int = 1
 

@@ -209,6 +209,7 @@ STATUS: Json = {
     "ready_reason": "",
     "started": True,
     "draining": False,
+    "protocol_level": 1,
     "time": 1763920702.4,
     "alarms": [],
     "security": {"tls": False, "peer_tls": False, "auth": "off", "certificates": [], "reload_problems": []},

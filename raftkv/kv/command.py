@@ -163,7 +163,10 @@ def decode_entry(payload: bytes) -> tuple[int, Sequence[Command]]:
         raise ValueError(f"log entry of {len(payload)} bytes is shorter than its head of {_HEAD.size}")
     version, log_time_ms = _HEAD.unpack_from(payload)
     if version != ENTRY_VERSION:
-        raise ValueError(f"log entry of version {version}; this release reads version {ENTRY_VERSION}")
+        raise ValueError(
+            f"log entry of version {version}; this release reads version {ENTRY_VERSION}: start the release "
+            "that wrote it, or a newer one"
+        )
     commands: list[Command] = []
     view = memoryview(payload)
     at = _HEAD.size

@@ -46,6 +46,7 @@ from raftkv.raft.membership import (
     Change,
     Move,
     Promote,
+    Raise,
     changed,
     check_quorum,
     encode_membership,
@@ -249,6 +250,11 @@ class Engine:
         return self.core.membership_at(max(self.core.commit_index, self.core.configurations[0][0]))
 
     @property
+    def level(self) -> int:
+        """Of the protocol: what every member can read; see `protocol.py`."""
+        return self.committed_membership.level
+
+    @property
     def reachable(self) -> frozenset[str]:
         """Of a leader: the members that answered it within an election timeout, itself among them."""
         oldest = self._clock() - self.timing.election_timeout_s_max
@@ -297,14 +303,16 @@ class Engine:
                 "commits back. Try again when it has caught up, or add it with auto_promote"
             )
 
-    def steward(self, shown: Callable[[str], Bind | Move | None]) -> None:
+    def steward(self, shown: Callable[[str], Bind | Move | None], *, spoken: int = 0) -> None:
         """What a leader does for members, a few times a second: it gives a learner the disk that it showed,
-        takes note of a member's new addresses (both as `shown(name)` has them), and promotes a learner that
-        is to be a voter once it has caught up."""
+        takes note of a member's new addresses (both as `shown(name)` has them), promotes a learner that is to
+        be a voter once it has caught up, and raises the cluster's level to what all have `spoken`."""
         core = self.core
         if not self.leading or core.membership_index > core.commit_index or self._transfer is not None:
             return
         membership = core.membership
+        if spoken > membership.level and self._change_quietly(Raise(spoken)):
+            return
         for name in membership.names:
             change: Change | None = shown(name)
             if change is None and name in membership.promoting and self._has_kept_up(name):

@@ -44,6 +44,7 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from raftkv.model import Identity, Member, Membership
+from raftkv.raft import protocol
 
 VERSION = 1
 NONCE_BYTES = 32
@@ -81,7 +82,8 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
     `cluster` is empty before the cluster has formed. `target` is whom the sender believes to talk to.
     `members` are the initial members from its configuration, in order of name; empty once it has formed.
     From then on `membership` is the newest that it knows to be committed, and `me` the addresses that it was
-    started with. `joining`: it waits to be added to a cluster, and founds none.
+    started with. `joining`: it waits to be added to a cluster, and founds none. It speaks every protocol from
+    `protocol_min` to `protocol`.
     """
 
     protocol: int
@@ -94,6 +96,7 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
     membership: Membership | None = None
     me: Member | None = None
     joining: bool = False
+    protocol_min: int = 1
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True):
@@ -126,7 +129,7 @@ class Standing:
         members = () if formed else tuple(sorted(self.initial_members, key=lambda m: m.name))
         own = next((member for member in self.initial_members if member.name == me.name), None)
         return Hello(
-            VERSION,
+            protocol.PROTOCOL,
             release,
             me.cluster,
             me.name,
@@ -136,6 +139,7 @@ class Standing:
             self.membership if formed else None,
             own,
             self.joining and not formed,
+            protocol.PROTOCOL_MIN,
         )
 
 
@@ -186,9 +190,30 @@ def admit(
             f"{peer} belongs to cluster {hello.cluster}, {me} to cluster {own.cluster}: correct the "
             "members or the data directory of the one that is in the wrong place",
         )
+    refusal = _admit_protocol(hello, me, membership)
+    if refusal is not None:
+        return refusal
     if membership is None:
         return _admit_unformed(hello, own, initial, joining)
     return _admit_formed(hello, me, membership)
+
+
+def _admit_protocol(hello: Hello, me: str, membership: Membership | None) -> Refusal | None:
+    peer, least, most = hello.name, hello.protocol_min, hello.protocol
+    if membership is not None and most < membership.level:
+        return Refusal(
+            "old_release",
+            f"cluster {membership.cluster} has reached level {membership.level} of the protocol, and {peer} "
+            f"speaks {most} at most (release {hello.release}): upgrade {peer}",
+        )
+    if most >= protocol.PROTOCOL_MIN and least <= protocol.PROTOCOL:
+        return None
+    behind = peer if most < protocol.PROTOCOL_MIN else me
+    return Refusal(
+        "other_protocol",
+        f"{peer} speaks the protocols {least} to {most} (release {hello.release}), {me} "
+        f"{protocol.PROTOCOL_MIN} to {protocol.PROTOCOL}: upgrade {behind}, one release after the other",
+    )
 
 
 def _admit_unformed(

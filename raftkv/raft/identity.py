@@ -182,7 +182,8 @@ def _load(path: Path, name: str) -> Stored:
         file_format = msgspec.json.decode(content, type=_Format).format
         if file_format != FORMAT:
             raise Fatal(
-                f"{path} has format {file_format}, this release reads {FORMAT}: run the release that wrote it"
+                f"{path} has format {file_format}, this release reads format {FORMAT}: start the release "
+                "that wrote it, or a newer one"
             )
         file = msgspec.json.decode(content, type=_File)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -62,7 +62,14 @@ class Move:
     member: Member
 
 
-Change = Add | Bind | Promote | Remove | Move
+@dataclass(frozen=True, slots=True)
+class Raise:
+    """Every member speaks this level of the protocol; see `protocol.py`."""
+
+    level: int
+
+
+Change = Add | Bind | Promote | Remove | Move | Raise
 
 
 def changed(before: Membership, change: Change, *, term: int, index: int) -> Membership:
@@ -87,6 +94,9 @@ def changed(before: Membership, change: Change, *, term: int, index: int) -> Mem
             _check_addresses(before, change.member)
             others = [member for member in before.members if member.name != change.member.name]
             after = replace(before, members=_in_order([*others, change.member]))
+        case Raise():
+            assert change.level > before.level
+            after = replace(before, level=change.level)
     return replace(after, term=term, index=index)
 
 

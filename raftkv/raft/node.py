@@ -33,6 +33,7 @@ from raftkv.errors import (
     NotReady,
     Overloaded,
     RaftkvError,
+    ReleaseTooOld,
     StoreUnavailable,
     TransferFailed,
 )
@@ -41,7 +42,7 @@ from raftkv.kv.command import Command, encode
 from raftkv.kv.machine import Machine
 from raftkv.metrics import Distribution, Sample
 from raftkv.model import Applied, Member, Membership
-from raftkv.raft import measures, opening
+from raftkv.raft import measures, opening, protocol
 from raftkv.raft.catchup import STORE_LANE
 from raftkv.raft.compaction import CompactionLimits
 from raftkv.raft.core import Timing
@@ -399,6 +400,10 @@ class RaftNode:
         """Another membership is in effect here, or known to be committed."""
         engine = self._engine
         if engine is not None:
+            try:
+                protocol.check_level(engine.membership, self._settings.name)
+            except ReleaseTooOld as error:
+                self._on_fatal(error)
             self._roster.effective = engine.membership
             self._roster.learn(engine.committed_membership)
         self._note_leadership()
@@ -438,7 +443,7 @@ class RaftNode:
             )
         self._ticks += 1
         if self._ticks % ARCHIVE_TICKS == 0:
-            self._engine.steward(self._roster.shown)
+            self._engine.steward(self._roster.shown, spoken=self._roster.spoken(self._settings.name))
             self._pump_archiver(self._engine)
 
     def _pump_archiver(self, engine: Engine) -> None:
@@ -740,6 +745,7 @@ class RaftNode:
             log_archive=None if self._log_archive is None else self._log_archive.status(),
             started=self._was_ready,
             draining=self._draining,
+            protocol_level=0 if engine is None else engine.level,
             agreement=self._agreement_status(),
         )
 

@@ -24,6 +24,7 @@ from raftkv.journal.disk import Disk
 from raftkv.journal.wal import Wal
 from raftkv.kv.machine import Machine
 from raftkv.model import Membership
+from raftkv.raft import protocol
 from raftkv.raft.core import NO_OP
 from raftkv.raft.membership import MEMBERSHIP, decode_membership, encode_membership
 from raftkv.snapshot.codec import Manifest
@@ -48,7 +49,8 @@ class Opened:
 
 
 def open_state(disk: Disk, store: Store, open_wal: Callable[[Disk], Wal] = Wal.open) -> Opened:
-    """Raises JournalDamaged, JournalLocked, JournalFailed, SnapshotDamaged, with what to do about each."""
+    """Raises JournalDamaged, JournalLocked, JournalFailed, SnapshotDamaged, ReleaseTooOld, with what to do
+    about each."""
     wal = open_wal(disk)
     try:
         snapshots = store.list()
@@ -62,7 +64,10 @@ def open_state(disk: Disk, store: Store, open_wal: Callable[[Disk], Wal] = Wal.o
                     "an empty disk"
                 )
             align(wal, snapshot, disk.directory)
-        return Opened(wal, machine, snapshot, configurations_of(wal, snapshot, disk.directory))
+        configurations = configurations_of(wal, snapshot, disk.directory)
+        for _, membership in configurations:
+            protocol.check_level(membership, disk.directory)
+        return Opened(wal, machine, snapshot, configurations)
     except BaseException:
         wal.close()
         raise

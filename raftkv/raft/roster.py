@@ -12,6 +12,7 @@ shuts doors.
 from __future__ import annotations
 
 from raftkv.model import Identity, Member, Membership
+from raftkv.raft import protocol
 from raftkv.raft.handshake import Hello, Standing
 from raftkv.raft.membership import Bind, Move
 
@@ -106,6 +107,17 @@ class Roster:
         if committed.instance(identity.name) == "" and not identity.cluster:
             return False  # added, and about to be given its disk
         return committed.version > (self._joined.version if self._joined is not None else (0, 1))
+
+    def spoken(self, own: str) -> int:
+        """The highest protocol that every member speaks, `own` is this one's name; 0 while this node is not
+        connected to all of them."""
+        membership = self.effective
+        if membership is None:
+            return 0
+        peers = [name for name in membership.names if name != own]
+        if not all(name in self._linked for name in peers):
+            return 0
+        return min((protocol.PROTOCOL, *(self._linked[name].protocol for name in peers)))
 
     def shown(self, name: str) -> Bind | Move | None:
         """What `name` has shown of itself and the membership in effect does not say yet."""

@@ -148,6 +148,7 @@ class NodeStatus:
     ready_reason: str
     started: bool = True  # recovered, formed, and once ready
     draining: bool = False
+    protocol_level: int = 0  # of the cluster; 0 before it has formed
     agreement: AgreementStatus = AgreementStatus()
     archive: ArchiveStatus | None = None  # None: no store is configured
     log_archive: LogArchiveStatus | None = None  # None: no store, or an interval of 0

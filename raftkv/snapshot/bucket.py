@@ -5,6 +5,7 @@
 
     objects/<name>     one file each, written aside, synced, renamed
     index              JSON {"generation": n, "entries": {key: text}}, replaced whole under a lock
+                       An entry "format" says its format; without one it is 1
     index.lock         flock: held for one change of the index, and gone with its process
 
 The index says what is there; names are never listed to find that out, since a listing can leave things out
@@ -37,6 +38,15 @@ class Index:
 
     generation: int = 0
     entries: Mapping[str, bytes] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raises SnapshotDamaged for a store that a newer release keeps."""
+        written = self.entries.get("format", b"1")
+        if written != b"1":
+            raise SnapshotDamaged(
+                f"the store's index is of format {written.decode(errors='replace')[:20]}, this release reads "
+                "format 1: start the release that wrote it, or a newer one"
+            )
 
 
 class Bucket(Protocol):

@@ -157,8 +157,13 @@ def decode_range(data: bytes) -> Range:
     try:
         head = msgspec.json.decode(text[_LENGTH.size : _LENGTH.size + length], type=Head)
         body = text[_LENGTH.size + length :]
-        if head.format != FORMAT or not 0 <= head.raw_bytes <= RAW_BYTES_MAX:
-            raise SnapshotDamaged(f"it is of format {head.format}; this release reads {FORMAT}")
+        if head.format != FORMAT:
+            raise SnapshotDamaged(
+                f"it is of format {head.format}, this release reads format {FORMAT}: start the release that "
+                "wrote it, or a newer one"
+            )
+        if not 0 <= head.raw_bytes <= RAW_BYTES_MAX:
+            raise SnapshotDamaged(f"it says that it unpacks to {head.raw_bytes} bytes")
         if zstandard.frame_content_size(body) != head.raw_bytes:
             raise SnapshotDamaged("its body would not unpack to the size in its head")
         entries = _entries(zstandard.ZstdDecompressor().decompress(body))

@@ -99,7 +99,7 @@ def test_a_later_format_is_named(tmp_path: Path) -> None:
     created(tmp_path)
     path = tmp_path / identity.FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
-    with pytest.raises(Fatal, match="format 2, this release reads 1"):
+    with pytest.raises(Fatal, match="format 2, this release reads format 1"):
         created(tmp_path)
 
 

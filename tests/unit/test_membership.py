@@ -84,7 +84,7 @@ def test_a_change_that_makes_no_sense_says_why(change: Change, error: type[Excep
 
 
 def test_a_learner_that_has_not_joined_is_not_promoted() -> None:
-    with pytest.raises(BadRequest, match="has not joined yet"):
+    with pytest.raises(NotCaughtUp, match="has not joined yet"):
         after(THREE, Add(N4), Promote("n4"))
 
 

@@ -67,3 +67,13 @@ def test_another_change_meanwhile_costs_a_learner_nothing() -> None:
     made.called(hello("n4", "4" * 32))
     made.effective = changed(learner, Remove("n3"), term=1, index=3)
     assert made.shown("n4") == Bind("n4", "4" * 32)
+
+
+def test_what_all_speak_is_known_only_while_all_are_connected() -> None:
+    made = roster()
+    assert made.spoken("n1") == 0
+    for name in ("n2", "n3"):
+        made.linked(hello(name, name[1] * 32, FOUNDING.cluster))
+    assert made.spoken("n1") == 1
+    made.unlinked("n3")
+    assert made.spoken("n1") == 0
