@@ -102,6 +102,22 @@ class Overloaded(Unavailable):
     code = "overloaded"
 
 
+class NoRoom(RaftkvError):
+    """A write that would make the state grow, where there is no room for that. It clears itself."""
+
+
+class QuotaExceeded(NoRoom, LimitExceeded):
+    code = "quota_exceeded"
+
+
+class DiskSpaceLow(NoRoom):
+    code = "disk_space_low"
+
+
+class MemoryLow(NoRoom):
+    code = "memory_low"
+
+
 class RateLimited(Unavailable):
     """The token has done as many operations a second as it may."""
 

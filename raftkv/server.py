@@ -29,6 +29,7 @@ from typing import Any, TextIO
 
 import uvloop
 
+from raftkv import resources
 from raftkv.access.bootstrap import make_first_token
 from raftkv.access.redaction import Redacting
 from raftkv.api.app import ApiServer, start_api
@@ -43,6 +44,7 @@ from raftkv.raft.core import Timing
 from raftkv.raft.identity import set_aside
 from raftkv.raft.node import NodeSettings, RaftNode
 from raftkv.raft.transport import Limits as TransportLimits
+from raftkv.room import Room
 from raftkv.service import KVService
 from raftkv.snapshot.archiver import ArchivePolicy
 from raftkv.snapshot.directory import DirectoryStore
@@ -60,6 +62,7 @@ API_CLOSE_S = 2.0
 # that a commit is on disk. Python's own 5 ms are several times what the disk takes.
 SWITCH_S = 0.0005
 
+ROOM_LOOK_S = 1.0  # what can be written in that time has to fit below --disk-free-bytes-min
 AUDIT_EVENTS_MAX = 10_000  # that wait for the disk; then they are told on stderr as lost
 
 EXIT_OK, EXIT_FATAL, EXIT_USAGE = 0, 1, 2
@@ -131,6 +134,7 @@ class _Node:
                 requests=requests,
             )
             stack.push_async_callback(api.close)
+            stack.callback(asyncio.create_task(watch_room(service, config.data_dir)).cancel)
             if config.audit_file is not None:
                 stack.callback(audit_to_file(config.audit_file, config.log_format, config.name).stop)
             if config.bootstrap_token is not None:
@@ -297,7 +301,21 @@ def make_service(config: Config, node: RaftNode) -> KVService:
         idempotency_bytes_max=limits.idempotency_bytes_max,
         list_bytes_max=limits.list_bytes_max,
         exports_max=limits.exports_max,
+        room=Room(
+            quota_bytes=limits.quota_bytes,
+            disk_free_bytes_min=limits.disk_free_bytes_min,
+            memory_available_bytes_min=limits.memory_available_bytes_min,
+        ),
     )
+
+
+async def watch_room(service: KVService, data_dir: Path) -> None:
+    """Keeps the service told of what is left of disk and memory. A disk that hangs holds a thread here and
+    nothing else."""
+    while True:
+        service.room.read(await asyncio.to_thread(resources.read, data_dir))
+        service.room.look_at_quota(service.machine.bytes)
+        await asyncio.sleep(ROOM_LOOK_S)
 
 
 async def first_token(text: str, service: KVService, api: ApiServer) -> None:

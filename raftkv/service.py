@@ -38,12 +38,13 @@ from raftkv.errors import (
     TooStale,
 )
 from raftkv.kv import record
-from raftkv.kv.command import Append, Command, Idempotency, encode
+from raftkv.kv.command import Append, Command, Idempotency, Put, encode
 from raftkv.kv.image import Image
 from raftkv.kv.machine import Machine, prefix_end
 from raftkv.model import Applied, IdempotencyMismatch, Item, Membership
 from raftkv.raft.membership import Change, Standing, standing_of
 from raftkv.raft.status import Leadership, NodeStatus
+from raftkv.room import Room
 from raftkv.snapshot.codec import Chunk, Manifest
 
 Consistency = Literal["linearizable", "stale"]
@@ -170,6 +171,7 @@ class KVService:
         idempotency_records_max: int = 2_000_000,
         list_bytes_max: int = 8 << 20,
         exports_max: int = 4,
+        room: Room | None = None,
     ) -> None:
         self.name = name
         self.consensus = consensus
@@ -186,6 +188,7 @@ class KVService:
         self._idempotency_records_max = idempotency_records_max
         self._list_bytes_max = list_bytes_max
         self._exports_max = exports_max
+        self.room = room or Room()
         self._keys_in_flight: dict[bytes, bytes] = {}  # idempotency key to fingerprint
 
     # --- who leads ---------------------------------------------------------------------------------
@@ -241,7 +244,7 @@ class KVService:
         CommitTimeout, LeaderChanged (unknown), NotLeader, NoLeader, Overloaded (not applied).
 
         Raises what it is refused with at once: NotLeader, NoLeader, NotReady, Overloaded, Draining (not
-        applied), InFlight (unknown).
+        applied), InFlight (unknown), NoRoom (not applied).
         """
         self.check_leads()
         keyed = command.idempotency
@@ -257,6 +260,9 @@ class KVService:
                     "ask again for its outcome"
                 )
         self._check_room_for_write(size_bytes)
+        room = self.room
+        if room.bounded and not room.fits((command,), self.machine, self.write_bytes_in_flight, size_bytes):
+            raise room.refusal(self.machine)
         write = _Write(self, keyed, size_bytes, done)
         try:
             self.consensus.propose_soon(command, write.ended, timeout_s=timeout_s)
@@ -284,7 +290,14 @@ class KVService:
         count = self._with_keys_of_their_own(commands, self._writes_in_flight_max - self.writes_in_flight)
         if not count:
             return 0
-        taken = commands if count == len(commands) else commands[:count]
+        if self.room.bounded:
+            count = self.room.fits(commands[:count], self.machine, self.write_bytes_in_flight, size_bytes)
+            if not count:
+                raise self.room.refusal(self.machine)
+        taken = commands
+        if count < len(commands):
+            taken = commands[:count]
+            size_bytes = sum(map(_size_of, taken))
         keys = [command.idempotency for command in taken if command.idempotency is not None]
         if keys:
             self._check_room_for_outcomes()
@@ -585,6 +598,15 @@ class _Write:
         service.write_bytes_in_flight -= self._size_bytes
         if self._idempotency is not None:
             del service._keys_in_flight[self._idempotency.key]
+
+
+def _size_of(command: Command) -> int:
+    """Of one operation: what counts as in flight."""
+    match command:
+        case Put(key=key, value=value) | Append(key=key, value=value):
+            return len(key) + len(value)
+        case _:
+            return 0
 
 
 def _settle(future: asyncio.Future[Any]) -> Callable[[Any], None]:

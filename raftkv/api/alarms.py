@@ -6,7 +6,7 @@ changes often) is for the rules in `cluster/monitoring/`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from raftkv.raft.status import NodeStatus
@@ -19,6 +19,7 @@ ALARMS = (
     "no_leader",
     "state_diverged",
     "disk_low",
+    "no_room",
     "snapshot_failing",
     "archive_failing",
     "log_archive_failing",
@@ -35,9 +36,13 @@ class Alarm:
     detail: str
 
 
-def alarms(known: NodeStatus, state_bytes: int, security: Security) -> tuple[Alarm, ...]:
-    """`state_bytes`: of keys and values, what a snapshot takes at most. One an alarm's name."""
-    return (*_raised(known, state_bytes), *_of_certificates(security))
+def alarms(
+    known: NodeStatus, state_bytes: int, security: Security, refusing: Mapping[str, str] | None = None
+) -> tuple[Alarm, ...]:
+    """`state_bytes`: of keys and values, what a snapshot takes at most. `refusing`: why writes that grow
+    would be refused, as `room.Room` has it. One an alarm's name."""
+    no_room = (Alarm("no_room", "; ".join(refusing.values())),) if refusing else ()
+    return (*_raised(known, state_bytes), *no_room, *_of_certificates(security))
 
 
 def _of_certificates(security: Security) -> Iterator[Alarm]:

@@ -57,6 +57,9 @@ class Limits:
     timeout_seconds: int = 5
     idempotency_key_bytes_max: int = 128
     idempotency_bytes_max: int = 256 << 20
+    quota_bytes: int = 0
+    disk_free_bytes_min: int = 128 << 20
+    memory_available_bytes_min: int = 64 << 20
     tls_handshake_seconds_max: int = 5
     raft_handshake_seconds_max: int = 5
 
@@ -120,6 +123,30 @@ LIMITS: tuple[Limit, ...] = (
         1 << 40,
         "bytes",
         "Bytes of kept outcomes; beyond, keyed writes get 429 rather than a shorter promise.",
+    ),
+    Limit(
+        "quota_bytes",
+        0,
+        0,
+        1 << 50,
+        "bytes",
+        "Bytes of all keys, values and content types; beyond, writes that grow get 507. 0: no quota.",
+    ),
+    Limit(
+        "disk_free_bytes_min",
+        128 << 20,
+        0,
+        1 << 50,
+        "bytes",
+        "With less left on the data directory's file system, a leader takes nothing that grows. 0: anything.",
+    ),
+    Limit(
+        "memory_available_bytes_min",
+        64 << 20,
+        0,
+        1 << 50,
+        "bytes",
+        "With less memory left, the system's or the container's, likewise. 0: anything.",
     ),
     Limit(
         "tls_handshake_seconds_max",

@@ -233,10 +233,20 @@ class NodeHandlers:
         service = self._service
         known = service.consensus.status()
         machine = service.machine
+        room, refusing = service.room, service.room.refusing(machine.bytes)
         body = msgspec.to_builtins(known)
         body |= {
             "time": time.time(),
-            "alarms": msgspec.to_builtins(alarms(known, machine.bytes, self._security)),
+            "alarms": msgspec.to_builtins(alarms(known, machine.bytes, self._security, refusing)),
+            "room": {
+                "refusing": list(refusing),
+                "quota_bytes": room.quota_bytes,
+                "disk_free_bytes": room.reading.disk_free,
+                "disk_free_bytes_min": room.disk_free_bytes_min,
+                "memory_available_bytes": room.reading.memory_available,
+                "memory_available_bytes_min": room.memory_available_bytes_min,
+                "memory_resident_bytes": room.reading.memory_resident,
+            },
             "revision": machine.revision,
             "keys": machine.keys,
             "bytes": machine.bytes,

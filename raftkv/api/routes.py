@@ -123,6 +123,7 @@ WRITE = (
     "commit_timeout",
     "leader_changed",
 )
+GROW = ("quota_exceeded", "disk_space_low", "memory_low")
 CONDITIONAL = ("precondition_failed",)
 STORE = ("not_ready", "store_unavailable")
 TO_LEADER = ("no_leader", "not_leader", "not_ready", "draining")
@@ -159,7 +160,7 @@ _ON_KEY: tuple[Route, ...] = (
         (IF_REVISION, PREV, TIMEOUT),
         (*CONDITION_HEADERS, "Content-Type", *WRITE_HEADERS),
         body="*/*",
-        problems=(*WRITE, *CONDITIONAL, *BODY),
+        problems=(*WRITE, *GROW, *CONDITIONAL, *BODY),
         access="write_key",
     ),
     Route(
@@ -184,7 +185,7 @@ _ON_KEY: tuple[Route, ...] = (
         (OP, BY, IF_REVISION, TIMEOUT),
         (*CONDITION_HEADERS, "Content-Type", *WRITE_HEADERS),
         body="*/*",
-        problems=(*WRITE, *CONDITIONAL, *BODY, "not_a_number"),
+        problems=(*WRITE, *GROW, *CONDITIONAL, *BODY, "not_a_number"),
         access="write_key",
     ),
 )
@@ -242,7 +243,7 @@ ROUTES: tuple[Route, ...] = (
         (TIMEOUT,),
         ("Content-Type", *WRITE_HEADERS),
         body=JSON,
-        problems=(*WRITE, *BODY, "not_a_number"),
+        problems=(*WRITE, *GROW, *BODY, "not_a_number"),
         access="operations",
     ),
     Route(
@@ -382,6 +383,7 @@ ROUTES: tuple[Route, ...] = (
             "commit_timeout",
             "leader_changed",
             "too_many_tokens",
+            *GROW,
             "body_too_large",
             "unsupported_media_type",
         ),

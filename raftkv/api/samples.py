@@ -7,7 +7,7 @@ never a key. Everything here is looked up when somebody reads.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from raftkv.access.audit import Audit
@@ -15,6 +15,7 @@ from raftkv.api.alarms import ALARMS, alarms
 from raftkv.api.request_log import RequestLog
 from raftkv.metrics import Sample
 from raftkv.raft.status import ArchiveStatus, LogArchiveStatus, NodeStatus
+from raftkv.room import Room
 from raftkv.service import KVService
 from raftkv.tls.credentials import Security
 
@@ -84,7 +85,9 @@ def samples(service: KVService, version: str, security: Security) -> Iterable[Sa
     for what in ("tls", "peer_tls", "auth"):
         help = "1 where it is on: TLS for clients, between members, and tokens."
         yield Sample("security_on", help, float(what not in security.off), {"what": what})
-    raised = {alarm.name for alarm in alarms(known, machine.bytes, security)}
+    refusing = service.room.refusing(machine.bytes)
+    yield from room_samples(service.room, refusing)
+    raised = {alarm.name for alarm in alarms(known, machine.bytes, security, refusing)}
     for name in ALARMS:
         help = "1 where the node says that something needs a person, by what."
         yield Sample("alarm", help, float(name in raised), {"alarm": name})
@@ -186,6 +189,20 @@ def _archive_samples(known: ArchiveStatus) -> Iterable[Sample]:
     ]
     for name, help, count in counts:
         yield Sample(name, help, float(count), {}, counter=True)
+
+
+def room_samples(room: Room, refusing: Mapping[str, str]) -> Iterable[Sample]:
+    """Whether there is room for more. What is left of the disk is among `raft/measures.py`'s."""
+    yield Sample("quota_bytes", "What store_bytes may come to; 0: anything.", float(room.quota_bytes), {})
+    available = room.reading.memory_available
+    if available is not None:
+        help = "Memory left before the system's or the container's limit."
+        yield Sample("memory_available_bytes", help, float(available), {})
+    help = "1 where writes that grow would be refused, by what there is too little of."
+    for what in ("quota", "disk", "memory"):
+        yield Sample("room_refusing", help, float(what in refusing), {"what": what})
+    help = "Writes that were refused for that."
+    yield Sample("room_refusals", help, float(room.refused), {}, counter=True)
 
 
 def access_samples(audit: Audit, tokens: int) -> Iterable[Sample]:

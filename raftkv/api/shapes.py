@@ -178,6 +178,20 @@ MEMBER: Json = {
     "reachable": True,
     "last_contact_ms": 41,
 }
+ROOM = record(
+    {
+        "refusing": {
+            **listed({"enum": ["quota", "disk", "memory"]}),
+            "description": "What there is too little of for writes that grow.",
+        },
+        "quota_bytes": {**WHOLE, "description": "What `bytes` may come to; 0: anything."},
+        "disk_free_bytes": nullable(WHOLE),
+        "disk_free_bytes_min": WHOLE,
+        "memory_available_bytes": nullable(WHOLE),
+        "memory_available_bytes_min": WHOLE,
+        "memory_resident_bytes": nullable(WHOLE),
+    }
+)
 STATUS: Json = {
     "name": "n1",
     "cluster_id": "a39f7368beda347861f1e7c072913d45",
@@ -212,6 +226,15 @@ STATUS: Json = {
     "protocol_level": 1,
     "time": 1763920702.4,
     "alarms": [],
+    "room": {
+        "refusing": [],
+        "quota_bytes": 0,
+        "disk_free_bytes": 64424509440,
+        "disk_free_bytes_min": 134217728,
+        "memory_available_bytes": 8589934592,
+        "memory_available_bytes_min": 67108864,
+        "memory_resident_bytes": 157286400,
+    },
     "security": {"tls": False, "peer_tls": False, "auth": "off", "certificates": [], "reload_problems": []},
     "revision": 64235,
     "keys": 63666,
@@ -277,6 +300,7 @@ ANSWERS: dict[str, Shape] = {
                     {
                         "time": {"type": "number", "description": "This node's clock, in Unix seconds."},
                         "alarms": listed(ref("Alarm")),
+                        "room": ROOM,
                         "security": ref("Security"),
                         "revision": WHOLE,
                         "keys": WHOLE,
@@ -479,6 +503,8 @@ PROBLEM_DETAILS: dict[str, str] = {
     "not_implemented": "method 'PROPFIND' is not implemented; allowed: DELETE, GET, HEAD, POST, PUT",
     "precondition_failed": "nothing was written: the condition on the key does not hold, its mod_revision is "
     "57",
+    "quota_exceeded": "keys and values have 104857588 bytes; with this write they would have more than the "
+    "quota of 104857600 (--quota-bytes): delete keys, which always passes, or raise it",
     "rate_limited": "this token may do 100 operations a second on a node; try again in 0.010 s",
     "token_not_found": "there is no token with the id '5f0d4c7a91b2e836'",
     "unauthenticated": "this cluster wants a token: send `Authorization: Bearer TOKEN`",

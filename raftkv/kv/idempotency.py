@@ -137,6 +137,16 @@ class IdempotencyTable:
             return Known(IdempotencyExpired(lowest), False)
         return _answer(_decode(stored), fingerprint)
 
+    def has(self, key: bytes) -> bool:
+        """Whether an outcome is kept under that key. Changes nothing."""
+        match = _CLIENT_KEY.fullmatch(key)
+        if match is None:
+            return self.plain.get(key) is not None
+        header = self.clients.get(match[1])
+        if header is None:
+            return False
+        return self.outcomes.get(_OUTCOME_KEY.pack(_CLIENT.unpack(header)[0], int(match[2]))) is not None
+
     def keep(self, place: Place, fingerprint: bytes, result: Result, now_ms: int) -> None:
         """Stores the outcome of a command for which `find` just gave that place."""
         name, n, session, highest, queued_ms = place

@@ -92,6 +92,10 @@ class Machine:
         self.log_time_ms = 0
         self.applied_index = 0
 
+    def has_outcome(self, key: Key) -> bool:
+        """Whether a command under this idempotency key would be answered and not done."""
+        return self._idempotency.has(key)
+
     # --- what it holds -----------------------------------------------------------------------------
 
     @property

@@ -29,9 +29,11 @@ PARTS = {
     "journal": WORDS | {"kv"},
     "snapshot": WORDS | {"kv", "journal.disk"},  # the one seam to a file system
     "raft": WORDS | {"kv", "metrics", "complaints", "tls"} | STORAGE,
-    "service": WORDS | {"kv", "metrics", "raft"} | STORAGE,
+    "room": WORDS | {"kv"},
+    "resources": {"room"},
+    "service": WORDS | {"kv", "metrics", "raft", "room"} | STORAGE,
     "access": WORDS | {"kv"},
-    "api": WORDS | {"access", "addresses", "kv", "metrics", "raft", "service", "tls"} | STORAGE,
+    "api": WORDS | {"access", "addresses", "kv", "metrics", "raft", "room", "service", "tls"} | STORAGE,
     "client": WORDS | {"tls"},
     "__main__": set(),
 }
