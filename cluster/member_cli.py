@@ -10,6 +10,7 @@ import click
 
 from cluster.connection import EXIT_CODES_HELP, EXIT_NOT_FOUND, connected, connection_options, output_option
 from cluster.output import print_json, print_table
+from cluster.reconcile_cli import reconcile
 from raftkv.client import ClientError, SyncClient
 
 NODE_SECONDS = 2.0  # a leader that is there answers at once
@@ -252,3 +253,6 @@ def transfer_leader(
         print_json(document)
     else:
         click.echo(f"{document['leader']} leads in term {document['term']}")
+
+
+member.add_command(reconcile)

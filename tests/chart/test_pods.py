@@ -1,0 +1,130 @@
+"""The chart's pods, jobs and probes, run as real processes: see pods.py for what stands in for Kubernetes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster import network
+from tests.chart.pods import Namespace
+from tests.chart.rendering import NAME
+
+_why_not = network.unavailable()
+pytestmark = pytest.mark.skipif(_why_not is not None, reason=str(_why_not))
+
+VALUES = {"leaveSeconds": 0}
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> Iterator[Namespace]:
+    with Namespace(tmp_path) as found:
+        yield found
+
+
+def names(count: int) -> set[str]:
+    return {f"{NAME}-{ordinal}" for ordinal in range(count)}
+
+
+def put(space: Namespace, ordinal: int, key: str, value: bytes) -> None:
+    status, body = space.get(f"{space.url(ordinal)}/v1/kv/{key}", "PUT", value)
+    assert status in (200, 201), body
+
+
+def test_installed_killed_scaled_up_and_down_upgraded_and_installed_again(space: Namespace) -> None:
+    space.install(VALUES)
+    space.wait_ready()
+    assert set(space.members()) == names(3)
+    put(space, 2, "first", b"1")
+    space.wait(lambda: all(space.probe(each, "startup") == 200 for each in range(3)))
+    assert [space.probe(each, "liveness") for each in range(3)] == [200] * 3
+    assert "deleted" in space.run_test()
+
+    space.kill(0)
+    space.wait(lambda: space.restarts[0] == 1)
+    space.wait_ready()
+
+    space.upgrade({**VALUES, "replicas": 5})
+    space.wait(lambda: set(space.members()) == names(5) and "learner" not in space.members().values())
+    space.wait_ready()
+    put(space, 4, "second", b"2")
+
+    space.upgrade(VALUES)
+    assert set(space.members()) == names(3)
+    put(space, 0, "third", b"3")
+
+    space.upgrade({**VALUES, "replicas": 5})  # on the volumes of the members that were removed
+    space.wait(lambda: set(space.members()) == names(5) and "learner" not in space.members().values())
+    space.wait_ready()
+    assert (space.volume(4) / "node.removed" / "identity.json").exists()
+    assert space.get(f"{space.url(4)}/v1/kv/third") == (200, b"3")
+
+    space.upgrade({**VALUES, "replicas": 5, "config": {"log_format": "json"}})
+    assert set(space.members()) == names(5)
+
+    space.uninstall()
+    space.install({**VALUES, "replicas": 5})
+    space.wait_ready()
+    for ordinal, (key, value) in enumerate({"first": b"1", "second": b"2", "third": b"3"}.items()):
+        assert space.get(f"{space.url(ordinal)}/v1/kv/{key}") == (200, value)
+
+
+def test_a_pod_that_comes_without_the_upgrade_waits_and_one_that_goes_without_it_is_missed(
+    space: Namespace,
+) -> None:
+    space.install(VALUES)
+    space.wait_ready()
+    space.scale_behind_its_back(4)
+    space.wait(lambda: space.restarts[3] >= 1)
+    assert "--name kv-raftkv-3 is not among the members" in space.log(3)
+    assert set(space.members()) == names(3)
+    space.upgrade({**VALUES, "replicas": 4})
+    space.wait(lambda: space.members().get(f"{NAME}-3") in ("follower", "leader"))
+
+    space.scale_behind_its_back(3)
+    space.wait_ready()
+    assert set(space.members()) == names(4), "it still counts"
+    put(space, 0, "still", b"there")
+    space.upgrade({**VALUES, "replicas": 4})
+    space.wait_ready()
+    assert space.get(f"{space.url(3)}/v1/kv/still") == (200, b"there")
+    assert not (space.volume(3) / "node.removed").exists(), "it was a member all along"
+
+
+def test_a_lost_volume_is_replaced_and_the_pod_then_joins_by_itself(space: Namespace) -> None:
+    space.install(VALUES)
+    space.wait_ready()
+    put(space, 0, "kept", b"1")
+    space.uninstall()
+    space.delete_volume(1)
+    space.install(VALUES)
+    space.wait(lambda: space.restarts[1] >= 1)
+    assert "the disk of kv-raftkv-1 is empty" in space.log(1)
+    space.wait(lambda: space.get(f"{space.url(0)}/v1/kv/kept") == (200, b"1"))
+    assert "kv-raftkv-1" in space.execute(0, "raftkv", "member", "replace", "kv-raftkv-1")
+    space.wait(lambda: space.members().get(f"{NAME}-1") in ("follower", "leader"))
+    space.wait_ready()
+    assert space.get(f"{space.url(1)}/v1/kv/kept") == (200, b"1")
+
+
+def test_a_cluster_that_can_not_be_asked_does_not_keep_an_upgrade_from_mending_it(space: Namespace) -> None:
+    space.install(VALUES)
+    space.wait_ready()
+    space.uninstall()  # no pod is there to answer
+    space.upgrade({**VALUES, "config": {"log_format": "json"}, "membership": {"timeoutSeconds": 10}})
+    space.wait_ready()
+
+
+def test_one_member_alone_grows_to_three_and_back(space: Namespace) -> None:
+    space.install({**VALUES, "replicas": 1})
+    space.wait_ready()
+    put(space, 0, "first", b"1")
+    space.upgrade({**VALUES, "replicas": 3})
+    space.wait(lambda: sorted(space.members().values()) == ["follower", "follower", "leader"])
+    space.wait_ready()
+    space.delete_pod(0)  # whoever leads, another one takes over first
+    space.wait_ready()
+    space.upgrade({**VALUES, "replicas": 1})
+    assert space.members() == {f"{NAME}-0": "leader"}
+    assert space.get(f"{space.url(0)}/v1/kv/first") == (200, b"1")
