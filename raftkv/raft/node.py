@@ -390,9 +390,8 @@ class RaftNode:
             ",".join(member.name for member in formed.membership.members),
             engine.core.last_index,
         )
-        for peer in engine.core.peers:
-            if self._transport.connected(peer):
-                engine.peer_connected(peer)
+        for peer in self._roster.reached:  # whoever its log has yet to name as a member among them
+            engine.peer_connected(peer)
 
     # --- what the transport and the clock tell ---------------------------------------------------------
 

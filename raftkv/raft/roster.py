@@ -93,6 +93,11 @@ class Roster:
             members |= {member.name: member for member in self.effective.members}
         return tuple(members[name] for name in sorted(members))
 
+    @property
+    def reached(self) -> tuple[str, ...]:
+        """Whom this node has a connection to, members or not."""
+        return tuple(sorted(self._linked))
+
     def member(self, name: str) -> Member | None:
         return next((member for member in self.members if member.name == name), None)
 
