@@ -170,7 +170,8 @@ _PATTERNS = (
     # Keys: in paths and in queries.
     (re.compile(r"(/v1/kv/)[^\s?\"'}{]+"), rf"\1{STRUCK}"),
     (re.compile(r"([?&](?:key|prefix|start|end|cursor)=)[^\s&\"']+"), rf"\1{STRUCK}"),
-    # Tokens of ours, and hex or base64 that is long enough to be a secret: a cluster's id has 32 digits.
+    (re.compile(r"\brkv_([0-9a-z]+)_[0-9A-Za-z_-]+"), rf"rkv_\1_{STRUCK}"),  # a token's id is no secret
+    # Hex or base64 that is long enough to be a secret: a cluster's id has 32 digits.
     (re.compile(r"\b[0-9a-fA-F]{40,}\b"), STRUCK),
     (
         re.compile(r"(?<![\w/+])(?=[\w+/]*\d)(?=[\w+/]*[A-Z])(?=[\w+/]*[a-z])[A-Za-z0-9+/_]{40,}={0,2}"),

@@ -43,8 +43,11 @@ def judge(nodes: Sequence[Node]) -> Health:
     ready = sum(node.name in voters for node in serving)
     tolerated = max(0, ready - (len(voters) // 2 + 1))
     problems = tuple(_problems(nodes))
-    if not answering:
+    if not answering and any(node.turned_away for node in nodes):
         state: State = "down"
+        summary = "nothing is known: the nodes want a token that may ask this; give --token-file"
+    elif not answering:
+        state = "down"
         summary = f"none of {len(nodes)} nodes can be reached"
     elif not serving:
         state = "down"

@@ -109,7 +109,8 @@ class Node:
     """What a node said, or why it did not. `url` is where it was asked; `name` "" where nobody knows it.
 
     `offset_s` is how far its clock is ahead of this machine's, give or take half of `answered_s`.
-    `ready_error` is None where a linearizable read succeeded there, and where nobody asked.
+    `ready_error` is None where a linearizable read succeeded there, and where nobody asked. `turned_away`: it
+    answered, and wanted a token that is good for this.
     """
 
     url: str
@@ -119,6 +120,7 @@ class Node:
     answered_s: float = 0.0
     offset_s: float = 0.0
     ready_error: str | None = None
+    turned_away: bool = False
     readings: Readings | None = None
 
     @property
@@ -179,6 +181,7 @@ async def look_at(client: Client, node: Node, *, timeout_s: float, ready: bool, 
             node.readings = Readings(text, time.monotonic())
     except ClientError as error:
         node.error = str(error)
+        node.turned_away = error.problem.code in ("unauthenticated", "forbidden")
         return node
     if ready:
         try:

@@ -394,6 +394,21 @@ HTTP = [
 STATE = [
     Panel("Keys", "All nodes hold the same.", per_node("raftkv_keys")),
     Panel("Size", "Bytes of keys and values.", per_node("raftkv_store_bytes"), "bytes"),
+    Panel(
+        "Of the quota",
+        "Used of --quota-bytes; empty where there is none.",
+        [(f"raftkv_store_bytes{{{NODES}}} / (raftkv_quota_bytes{{{NODES}}} > 0)", "{{instance}}")],
+        "percentunit",
+    ),
+    Panel(
+        "No room",
+        "1 where writes that grow are refused, by what there is too little of, and how many a second were.",
+        [
+            (f"max by (what) (raftkv_room_refusing{{{NODES}}})", "{{what}}"),
+            (f"sum({rate('raftkv_room_refusals_total')})", "refused a second"),
+        ],
+        field={"min": 0},
+    ),
     Panel("Changes a second", "Of the revision.", [(rate("raftkv_revision"), "{{instance}}")], "ops"),
     Panel(
         "Kept outcomes",
@@ -440,6 +455,7 @@ PROCESS = [
         [
             (f"raftkv_process_resident_memory_bytes{{{NODES}}}", "{{instance}}"),
             (f"raftkv_memory_limit_bytes{{{NODES}}}", "{{instance}} limit"),
+            (f"raftkv_memory_available_bytes{{{NODES}}}", "{{instance}} left on the machine"),
         ],
         "bytes",
         overrides=[
@@ -488,6 +504,18 @@ PROCESS = [
         [(rate("raftkv_tls_handshakes_refused_total"), "{{instance}} {{port}}")],
         "ops",
     ),
+    Panel(
+        "Turned away",
+        "Requests a second without a good token, by why.",
+        [(f"sum by (code) ({rate('raftkv_auth_denials_total')})", "{{code}}")],
+        "reqps",
+    ),
+    Panel(
+        "Administrators",
+        "Their requests in the last hour.",
+        [(f"sum by (instance) (increase(raftkv_admin_actions_total{{{NODES}}}[1h]))", "{{instance}}")],
+    ),
+    Panel("Tokens", "That the cluster has.", [(f"max(raftkv_tokens{{{NODES}}})", "tokens")]),
     Panel(
         "Security",
         "1 where it is on.",

@@ -34,7 +34,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     with LocalCluster(
         tmp_path_factory.mktemp("cluster"),
         base_port=find_base_port(),
-        extra_args=("--snapshots", f"file://{store}"),
+        extra_args=("--snapshots", f"file://{store}", "--quota-bytes", "1GiB"),
         tls=True,
     ) as cluster:
         cluster.start_all()

@@ -164,6 +164,28 @@ CASES = [
         minutes=60,
     ),
     Case(
+        "RaftkvNoRoom",
+        bad={
+            **on_all("raftkv_room_refusing", steady(0), steady(1), what="disk"),
+            **on_all("raftkv_is_leader", steady(0), steady(1)),
+        },
+        good={  # a follower's own matter
+            **on_all("raftkv_room_refusing", steady(0), steady(1), what="disk"),
+            **on_all("raftkv_is_leader", steady(1), steady(0)),
+        },
+    ),
+    Case(
+        "RaftkvQuotaNear",
+        bad={
+            **on_all("raftkv_store_bytes", steady(900)),
+            **on_all("raftkv_quota_bytes", steady(1000)),
+        },
+        good={  # no quota
+            **on_all("raftkv_store_bytes", steady(900)),
+            **on_all("raftkv_quota_bytes", steady(0)),
+        },
+    ),
+    Case(
         "RaftkvHighErrorRate",
         bad=requests(("200", "0+90x400"), ("503", "0+10x400")),
         good=requests(("200", "0+99x400"), ("404", "0+50x400"), ("503", "0+1x400")),
@@ -207,6 +229,11 @@ CASES = [
         "RaftkvCertificateReloadFailing",
         bad=on_all("raftkv_tls_reload_failing", steady(1), port="api"),
         good=on_all("raftkv_tls_reload_failing", steady(0), port="api"),
+    ),
+    Case(
+        "RaftkvDenials",
+        bad=on_all("raftkv_auth_denials_total", "0+100x400", code="unauthenticated"),
+        good=on_all("raftkv_auth_denials_total", "0+1x400", code="unauthenticated"),
     ),
     Case(
         "RaftkvSecurityOff",

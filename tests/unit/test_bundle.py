@@ -26,6 +26,7 @@ MHcCAQEEIIrYSSNQFaA2Hwf1duRSxKtLYX5CB04fSeQ6tF1aY/PuoAoGCCqGSM49
         ("RAFTKV_SECRET=hunter2 raftkv serve", "hunter2"),
         ("bootstrap_token: 'a b c'", "a b c"),
         ("password = hunter2", "hunter2"),
+        (f"it was rkv_0a1b2c3d_{'Ab-_' * 9} there", "Ab-_Ab"),
         ("http://user:hunter2@10.0.0.1:8400/x", "hunter2"),
         ("GET /v1/kv/customers/4711?format=json 200", "4711"),
         ("GET /v1/kv?prefix=customers/&limit=3", "customers"),

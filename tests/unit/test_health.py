@@ -95,6 +95,11 @@ def test_without_a_read_served_it_is_down() -> None:
     assert judge([gone(1)]).state == "down"
 
 
+def test_nodes_that_want_a_token_say_nothing_of_the_cluster() -> None:
+    refused = Node("http://h1:8400", error="unauthenticated", turned_away=True)
+    assert "--token-file" in judge([refused, gone(2)]).summary
+
+
 def test_learners_don_t_count() -> None:
     seen = peers(True, True, True, True, learners=1)
     found = judge([node(1, leads=True, peers=seen), node(2, peers=seen), node(3, peers=seen), gone(4)])
