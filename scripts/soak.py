@@ -2,7 +2,8 @@
 """Campaigns that look for what no single test run finds; `scripts/test` runs a share of each.
 
     simulation   scripts/simulate.py: whole clusters from seeds, of 3 and of 5 nodes in turn
-    nemesis      scripts/nemesis.py: real processes under load, killed, paused, partitioned
+    nemesis      scripts/nemesis.py: real processes under load, killed, paused, partitioned; members that
+                 come, go and are replaced
     fuzz         scripts/fuzz.py: whatever reads bytes from outside, with inputs guided by coverage
     crashes      tests/fault: a crash at every operation of the journal, with new workloads
     examples     tests/unit: every Hypothesis test with new examples
@@ -64,11 +65,13 @@ def simulation(rng: random.Random, number: int, _minutes_left: float) -> list[st
 
 
 def nemesis(rng: random.Random, number: int, minutes_left: float) -> list[str]:
+    """Three nodes, then members that come and go, then five."""
+    kind = (["--nodes", "3"], ["--membership"], ["--nodes", "5"])[number % 3]
     return [
         *(sys.executable, "scripts/nemesis.py"),
         *("--minutes", f"{max(0.5, min(NEMESIS_MINUTES_MAX, minutes_left)):.1f}"),
         *("--seed", str(rng.randrange(1 << 31))),
-        *("--nodes", "3" if number % 2 == 0 else "5"),
+        *kind,
     ]
 
 

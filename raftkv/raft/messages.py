@@ -10,7 +10,12 @@ what ReadIndex and liveness count (thesis §6.4).
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+
+NUMBER_MAX = (1 << 63) - 1  # terms, indexes and sequences are 64 bits on the disk
+Number = Annotated[int, msgspec.Meta(ge=0, le=NUMBER_MAX)]
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, tag_field="t", gc=False):
@@ -18,43 +23,43 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, tag_field="t", gc=F
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    term: int
+    term: Number
     payload: bytes  # PySyncObj's command: one type byte, then the batch
 
 
 class PreVote(_Message, frozen=True, tag="pv"):
     """Would you vote for me in `term`? Changes nothing at the receiver (thesis §9.6)."""
 
-    term: int  # the term the sender would campaign in
-    last_log_index: int
-    last_log_term: int
+    term: Number  # the term the sender would campaign in
+    last_log_index: Number
+    last_log_term: Number
 
 
 class PreVoteReply(_Message, frozen=True, tag="pr"):
-    term: int  # echoed
+    term: Number  # echoed
     granted: bool
-    current_term: int
+    current_term: Number
 
 
 class RequestVote(_Message, frozen=True, tag="rv"):
-    term: int
-    last_log_index: int
-    last_log_term: int
+    term: Number
+    last_log_index: Number
+    last_log_term: Number
 
 
 class VoteReply(_Message, frozen=True, tag="vr"):
-    term: int
+    term: Number
     granted: bool
 
 
 class AppendEntries(_Message, frozen=True, tag="ae"):
     """Entries `prev_log_index + 1 …`; none is a heartbeat that still verifies `prev_log_index`."""
 
-    term: int
-    sequence: int
-    prev_log_index: int
-    prev_log_term: int
-    commit_index: int
+    term: Number
+    sequence: Number
+    prev_log_index: Number
+    prev_log_term: Number
+    commit_index: Number
     entries: tuple[Entry, ...]
 
 
@@ -62,10 +67,10 @@ class AppendReply(_Message, frozen=True, tag="ar"):
     """`success`: the log matches the leader's up to `match_index`, durably.
     Otherwise `match_index` is where the leader should probe next."""
 
-    term: int
-    sequence: int
+    term: Number
+    sequence: Number
     success: bool
-    match_index: int
+    match_index: Number
 
 
 class Commit(_Message, frozen=True, tag="co"):
@@ -73,32 +78,32 @@ class Commit(_Message, frozen=True, tag="co"):
     has the leader's log up to it (Log Matching, Raft §5.3), and commits; who has not passes it over. It is
     not answered: what it says comes again with the next message that has a place in the log."""
 
-    term: int
-    index: int
-    index_term: int
+    term: Number
+    index: Number
+    index_term: Number
 
 
 class Heartbeat(_Message, frozen=True, tag="hb"):
     """Sent where no log position can be named (a snapshot is under way) or need be (a round of reads);
     commits nothing."""
 
-    term: int
-    sequence: int
+    term: Number
+    sequence: Number
 
 
 class Echo(_Message, frozen=True, tag="ec"):
     """The core accepted message `sequence` of the leader of `term`. Not durable, claims nothing about
     the log: it is liveness and ReadIndex only, and never waits for a disk."""
 
-    term: int
-    sequence: int
+    term: Number
+    sequence: Number
 
 
 class SnapshotOffer(_Message, frozen=True, tag="so"):
     """The entries that the follower needs are compacted: fetch this snapshot instead."""
 
-    term: int
-    sequence: int
+    term: Number
+    sequence: Number
     manifest: bytes
 
 
@@ -106,52 +111,52 @@ class SnapshotFetch(_Message, frozen=True, tag="sf"):
     """Bytes of chunk number `chunk` from `offset`, as many as a frame may hold."""
 
     snapshot: str
-    chunk: int
-    offset: int
+    chunk: Number
+    offset: Number
 
 
 class SnapshotPart(_Message, frozen=True, tag="sp"):
     """Answers one fetch. Empty `data`: the snapshot is gone here, ask for a new offer."""
 
     snapshot: str
-    chunk: int
-    offset: int
+    chunk: Number
+    offset: Number
     data: bytes
 
 
 class SnapshotInstalled(_Message, frozen=True, tag="si"):
     """The follower's state is now durable up to `index`."""
 
-    term: int
-    index: int
+    term: Number
+    index: Number
 
 
 class ReadIndexRequest(_Message, frozen=True, tag="rr"):
     """A follower asks its leader for a read index; `request` is the follower's own number for it."""
 
-    term: int
-    request: int
+    term: Number
+    request: Number
 
 
 class ReadIndexReply(_Message, frozen=True, tag="ri"):
     """`index` is -1 where the peer does not lead, or could not confirm that it does."""
 
-    term: int
-    request: int
-    index: int
+    term: Number
+    request: Number
+    index: Annotated[int, msgspec.Meta(ge=-1, le=NUMBER_MAX)]
 
 
 class TimeoutNow(_Message, frozen=True, tag="tn"):
     """Campaign at once: the leader hands over (thesis §3.10)."""
 
-    term: int
+    term: Number
 
 
 class StateHash(_Message, frozen=True, tag="sh"):
     """The leader's `Machine.state_hash` at `index`, for the followers to compare theirs with."""
 
-    term: int
-    index: int
+    term: Number
+    index: Number
     hash: bytes
 
 
