@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -197,6 +198,12 @@ class Namespace:
             if roles.get(f"{NAME}-{ordinal}") == "leader":
                 return roles
         return {}
+
+    def listed(self, ordinal: int) -> set[str]:
+        """The members as `raftkv member list` shows them in that pod."""
+        return set(
+            re.findall(rf"^({NAME}-\d+)\t", self.execute(ordinal, "raftkv", "member", "list"), re.MULTILINE)
+        )
 
     def wait(self, condition: Callable[[], bool], timeout_s: float = 60) -> None:
         """Until it holds; meanwhile containers that end are started again."""

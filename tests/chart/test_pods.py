@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from cluster import network
+from cluster.local import LocalCluster, find_base_port
+from raftkv.client import SyncClient
 from tests.chart.pods import Namespace
 from tests.chart.rendering import NAME
 
@@ -128,3 +132,68 @@ def test_one_member_alone_grows_to_three_and_back(space: Namespace) -> None:
     space.upgrade({**VALUES, "replicas": 1})
     assert space.members() == {f"{NAME}-0": "leader"}
     assert space.get(f"{space.url(0)}/v1/kv/first") == (200, b"1")
+
+
+def test_tls_on_both_ports_and_tokens_from_the_first_start_to_a_change_of_scale(space: Namespace) -> None:
+    values = {
+        **VALUES,
+        "tls": {"enabled": True, "clientCertificates": True},
+        "peerTls": {"enabled": True},
+        "auth": {"enabled": True},
+    }
+    space.install(values)
+    space.wait_ready()
+    assert "deleted" in space.run_test()
+    space.upgrade({**values, "replicas": 4})
+    space.wait_ready()
+    assert space.listed(3) == names(4)
+    space.delete_pod(3)
+    space.wait_ready()
+    space.upgrade(values)
+    assert space.listed(0) == names(3)
+    assert space.get(f"{space.url(0)}/v1/kv/a")[0] == 0, "plain HTTP is not spoken"
+    for ordinal in range(3):
+        assert "security_off" not in space.log(ordinal)
+        assert "can be read by others" not in space.log(ordinal)
+
+
+def test_empty_volumes_are_filled_from_a_snapshot_and_only_once(space: Namespace, tmp_path: Path) -> None:
+    store = f"file://{tmp_path}/store"
+    with LocalCluster(
+        tmp_path / "old", nodes=1, base_port=find_base_port(1), extra_args=["--snapshots", store]
+    ) as old:
+        old.start_all()
+        old.wait_ready()
+        with SyncClient(old.api_urls()) as client:
+            client.put("kept", b"1")
+            snapshot = client.create_snapshot()["id"]
+            client.put("later", b"2")
+    restore = {"enabled": True, "from": store, "snapshot": snapshot, "newClusterId": "ab" * 16}
+    within = {**VALUES, "restore": {**restore, "until": time_after(3600)}}
+    unfinished = space.volume(1) / "node" / "restore-unfinished"
+    unfinished.parent.mkdir(parents=True)
+    unfinished.write_text("cut short")  # by a node that went down while it restored
+
+    space.install(within)
+    space.wait_ready()
+    assert space.get(f"{space.url(1)}/v1/kv/kept") == (200, b"1")
+    assert space.get(f"{space.url(2)}/v1/kv/later")[0] == 404
+    assert json.loads(space.get(f"{space.url(2)}/v1/status")[1])["cluster_id"] == "ab" * 16
+    put(space, 0, "new", b"3")
+
+    space.delete_pod(0)
+    space.wait_ready()
+    assert "holds a member's data already" in space.log(0)
+    assert space.get(f"{space.url(0)}/v1/kv/new") == (200, b"3")
+
+    space.uninstall()
+    space.delete_volume(2)
+    space.install({**VALUES, "restore": {**restore, "until": time_after(-1)}})
+    space.wait(lambda: space.restarts[2] >= 1)
+    assert "(restore.until): the volume stays empty" in space.log(2)
+    assert "the disk of kv-raftkv-2 is empty" in space.log(2)
+    space.wait(lambda: space.get(f"{space.url(1)}/v1/kv/new") == (200, b"3"))
+
+
+def time_after(seconds: float) -> str:
+    return (datetime.now(UTC) + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
