@@ -223,7 +223,8 @@ class Engine:
         self._settle_soon()
 
     def transfer_leadership(self, to: str | None = None) -> bool:
-        """Hands leadership to `to`, or to the peer that holds most; False where there is nobody to take it.
+        """Hands leadership to `to`, or to who holds most of those that answer; False where there is nobody to
+        take it.
 
         New writes are refused until the peer has caught up and campaigned, or an election timeout passed.
         """
@@ -231,7 +232,8 @@ class Engine:
         peers = [peer for peer in self.core.peers if peer in self.core.connected and peer in voters]
         if not self.core.is_leader or not peers or (to is not None and to not in peers):
             return False
-        chosen = to or max(peers, key=lambda peer: self.core.progress[peer].match_index)
+        there = self.reachable
+        chosen = to or max(peers, key=lambda peer: (peer in there, self.core.progress[peer].match_index))
         self._transfer = (chosen, self._clock() + self.timing.election_timeout_s_max)
         self._handed_over = 0
         self._settle_soon()

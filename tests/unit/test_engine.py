@@ -505,6 +505,17 @@ def test_failed_sync_stops_the_node_before_anything_leaves(trio: Trio) -> None:
     assert not [m for _, m in follower.outbox if isinstance(m, AppendReply)]
 
 
+def test_leadership_is_not_handed_to_who_does_not_answer(trio: Trio) -> None:
+    leader = trio.elect()
+    silent, other = (node for node in trio.nodes.values() if node is not leader)
+    trio.cut = {silent.name}
+    trio.wait(1.5)
+    assert leader.engine.leading
+    assert leader.engine.transfer_leadership()
+    trio.wait(0.1)
+    assert other.engine.core.is_leader
+
+
 def test_draining_leader_takes_nothing_new_and_hands_over(trio: Trio) -> None:
     leader = trio.elect()
     taken = leader.put(b"a")
