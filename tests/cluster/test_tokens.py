@@ -6,14 +6,16 @@ import base64
 import json
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 
+from cluster.cli import cli
 from cluster.local import LocalCluster, find_base_port
 from raftkv.client import BadRequest, SyncClient
 from raftkv.client.answers import ClientError
@@ -54,43 +56,36 @@ def status_of(call: Callable[[], Any]) -> int:
     return 200
 
 
-def cli(cluster: LocalCluster, *words: str, token: str | None = None) -> subprocess.CompletedProcess[str]:
-    endpoints = ("--endpoints", ",".join(cluster.api_urls()))
-    environment = {} if token is None else {"RAFTKV_TOKEN": token}
-    return subprocess.run(
-        [sys.executable, "-m", "raftkv", *words, *endpoints],
-        env={"PATH": "/usr/bin:/bin", **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+def run(cluster: LocalCluster, *words: str, token: str | None = None) -> Result:
+    """The command line, with the token in the environment."""
+    arguments = [*words, "--endpoints", ",".join(cluster.api_urls())]
+    return CliRunner().invoke(cli, arguments, env={"RAFTKV_TOKEN": token}, catch_exceptions=False)
 
 
 def test_the_first_token_is_made_once_and_others_by_it(cluster: LocalCluster, tmp_path: Path) -> None:
     assert cluster.token is not None
-    listed = cli(cluster, "token", "list", "-o", "json", token=cluster.token)
+    listed = run(cluster, "token", "list", "-o", "json", token=cluster.token)
     (first,) = [json.loads(line) for line in listed.stdout.splitlines()]
     assert (first["name"], first["grants"]) == ("bootstrap", [{"role": "admin", "prefix": ""}])
     assert first["id"] == cluster.token.split("_")[1]
 
     out = tmp_path / "ci"
-    made = cli(cluster, "token", "create", "ci", "--write", "builds/", "--out", str(out), token=cluster.token)
-    assert made.returncode == 0, made.stderr
+    made = run(cluster, "token", "create", "ci", "--write", "builds/", "--out", str(out), token=cluster.token)
+    assert made.exit_code == 0, made.stderr
     assert made.stdout == ""
     assert out.stat().st_mode & 0o777 == 0o600
     token = out.read_text().strip()
-    assert cli(cluster, "kv", "put", "builds/1", "ok", "--token-file", str(out)).returncode == 0
-    assert cli(cluster, "kv", "get", "builds/1", token=token).returncode == 2
-    assert "forbidden" in cli(cluster, "kv", "put", "other", "ok", token=token).stderr
-    assert cli(cluster, "kv", "get", "builds/1", token=cluster.token).stdout == "ok"
-    assert "unauthenticated" in cli(cluster, "kv", "get", "builds/1").stderr
-    revoked = cli(cluster, "token", "revoke", token.split("_")[1], token=cluster.token)
-    assert revoked.returncode == 0, revoked.stderr
-    assert "unauthenticated" in cli(cluster, "kv", "put", "builds/1", "ok", token=token).stderr
-    assert cli(cluster, "token", "revoke", token.split("_")[1], token=cluster.token).returncode == 3
-    last = cli(cluster, "token", "revoke", first["id"], token=cluster.token)
-    assert (last.returncode, "last_admin" in last.stderr) == (2, True)
+    assert run(cluster, "kv", "put", "builds/1", "ok", "--token-file", str(out)).exit_code == 0
+    assert run(cluster, "kv", "get", "builds/1", token=token).exit_code == 2
+    assert "forbidden" in run(cluster, "kv", "put", "other", "ok", token=token).stderr
+    assert run(cluster, "kv", "get", "builds/1", token=cluster.token).stdout == "ok"
+    assert "unauthenticated" in run(cluster, "kv", "get", "builds/1").stderr
+    revoked = run(cluster, "token", "revoke", token.split("_")[1], token=cluster.token)
+    assert revoked.exit_code == 0, revoked.stderr
+    assert "unauthenticated" in run(cluster, "kv", "put", "builds/1", "ok", token=token).stderr
+    assert run(cluster, "token", "revoke", token.split("_")[1], token=cluster.token).exit_code == 3
+    last = run(cluster, "token", "revoke", first["id"], token=cluster.token)
+    assert (last.exit_code, "last_admin" in last.stderr) == (2, True)
 
 
 def test_every_command_that_asks_a_node_takes_a_token(cluster: LocalCluster) -> None:
@@ -105,13 +100,12 @@ def test_every_command_that_asks_a_node_takes_a_token(cluster: LocalCluster) -> 
         ("kv", "list"),
         ("kv", "export"),
     )
-    with ThreadPoolExecutor(4) as pool:
-        done = list(pool.map(lambda words: cli(cluster, *words, token=cluster.token), commands))
-    assert [(each.returncode, each.stderr) for each in done if each.returncode] == []
+    done = [run(cluster, *words, token=cluster.token) for words in commands]
+    assert [(each.exit_code, each.stderr) for each in done if each.exit_code] == []
     assert json.loads(done[3].stdout)["leader"] in cluster.names
     for words in (("status",), ("kv", "list")):
-        refused = cli(cluster, *words)
-        assert refused.returncode != 0, (words, refused.stdout)
+        refused = run(cluster, *words)
+        assert refused.exit_code != 0, (words, refused.stdout)
 
 
 def test_a_token_counts_on_every_node_at_once_and_no_more_when_revoked(cluster: LocalCluster) -> None:
@@ -146,10 +140,10 @@ def test_tokens_outlive_kills_and_come_with_a_snapshot(cluster: LocalCluster) ->
             assert client.get("k").value == b"v"
 
 
-def test_no_secret_is_anywhere_in_the_clear(cluster: LocalCluster) -> None:
+def test_no_secret_is_anywhere_in_the_clear(cluster: LocalCluster, tmp_path: Path) -> None:
     """Tokens and the cluster's secret, planted in all that a client can send, are looked for in everything
     that the nodes write and say."""
-    admin_token = cluster.token
+    admin_token, bundle = cluster.token, tmp_path / "bundle.tar.gz"
     assert admin_token is not None
     with admin_of(cluster) as admin:
         made = admin.create_token("planted", [("admin", "p/")], rate=10_000)
@@ -169,6 +163,9 @@ def test_no_secret_is_anywhere_in_the_clear(cluster: LocalCluster) -> None:
         cluster.get(name, path)[1] for name in cluster.names for path in ("/metrics", "/v1/limits")
     )
     said += json.dumps(answers).encode()
+    logs = [word for name in cluster.names for word in ("--log", str(cluster.log_path(name)))]
+    made_bundle = run(cluster, "debug", "bundle", "-f", str(bundle), *logs, token=admin_token)
+    assert made_bundle.exit_code == 0, made_bundle.stderr
     cluster.stop_all()
     inspected = [
         subprocess.run(
@@ -192,6 +189,10 @@ def test_no_secret_is_anywhere_in_the_clear(cluster: LocalCluster) -> None:
     everything = {str(path): read(path) for path in files if path not in kept}
     assert any("journal" in path for path in everything)
     assert any("snapshots" in path for path in everything)
+    with tarfile.open(bundle) as packed:
+        parts = {each.name: packed.extractfile(each) for each in packed if each.isfile()}
+        everything |= {f"bundle {name}": part.read() for name, part in parts.items() if part is not None}
+    assert any(name.startswith("bundle ") for name in everything)
     everything |= {"said": said, **{f"inspect {at}": text for at, text in enumerate(inspected)}}
     for where, data in everything.items():
         for needle in needles:
