@@ -15,9 +15,12 @@
                             `handshake.py` are the authenticated links; `membership.py` is the arithmetic of
                             who votes, `roster.py` of who is let in; `restore.py` makes a new cluster of what
                             a store has, `survivor.py` of what a disk has. Only this folder knows pysyncobj
+    access/                 who asks, and what their token permits: verified once, then remembered; the audit
+    room.py                 whether there is room for more: the quota, and what is left of disk and memory
     service.py              what a client can ask, without HTTP: deadlines, consistency, admission
-    api/                    HTTP: parsing, routes, the one table from errors to statuses, OpenAPI. `hot.py`
-                            answers plain requests for one key itself and leaves the rest to aiohttp
+    api/                    HTTP: parsing, admission, routes, the one table from errors to statuses,
+                            OpenAPI. `hot.py` answers plain requests for one key itself and leaves the rest
+                            to aiohttp
     tls/                    certificates from files that may change, and the port that shakes hands
     addresses.py            how a member's name and addresses are written
     config.py               one table for flags, environment and TOML

@@ -69,6 +69,12 @@ def request(method: str, target: str, body: str = "", content_type: str = "") ->
     return ("\r\n".join(lines) + "\r\n\r\n" + body).encode()
 
 
+def with_header(whole: bytes, name: str, value: str) -> bytes:
+    """The same request with one header more."""
+    head, end, body = whole.partition(b"\r\n\r\n")
+    return head + f"\r\n{name}: {value}".encode() + end + body
+
+
 def encoded(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
 

@@ -13,16 +13,18 @@ import http.client
 import json
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cluster.bench import load
 from cluster.bench.load import Load
 from cluster.bench.processes import Children, cpu_seconds, listens
-from cluster.bench.requests import Case, Operation, encoded, key, requests
+from cluster.bench.requests import Case, Operation, encoded, key, requests, with_header
 from cluster.local import LocalCluster, find_base_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,13 +90,23 @@ class System(ABC):
         return cpu_seconds(self.pids)
 
 
-def ask(address: str, method: str, target: str, body: str = "", content_type: str = "") -> bytes:
+def ask(
+    address: str,
+    method: str,
+    target: str,
+    body: str = "",
+    content_type: str = "",
+    *,
+    headers: Mapping[str, str] | None = None,
+    tls: ssl.SSLContext | None = None,
+) -> bytes:
     """One request on a connection of its own. Raises Refused for anything but a 2xx."""
     connection = http.client.HTTPConnection(address, timeout=TIMEOUT_SECONDS)
+    if tls is not None:
+        connection = http.client.HTTPSConnection(address, timeout=TIMEOUT_SECONDS, context=tls)
+    sent = {**({"Content-Type": content_type} if content_type else {}), **(headers or {})}
     try:
-        connection.request(
-            method, target, body.encode() or None, {"Content-Type": content_type} if content_type else {}
-        )
+        connection.request(method, target, body.encode() or None, sent)
         answer = connection.getresponse()
         content = answer.read()
     except (OSError, http.client.HTTPException) as error:
@@ -132,18 +144,20 @@ class Raftkv(System):
     name = "raftkv"
     about = "three nodes, fsync on a majority"
     operations = (*READS_AND_WRITES, "batch")
+    tls = False
+    auth = False
 
     def missing(self) -> str | None:
         return wrk_missing()
 
     def start(self, directory: Path) -> None:
-        self._cluster = LocalCluster(directory, base_port=find_base_port())
+        self._cluster = LocalCluster(directory, base_port=find_base_port(), tls=self.tls, auth=self.auth)
         self._cluster.start_all()
         self._cluster.wait_ready()
         self.aim()
 
     def aim(self) -> None:
-        self.address = self._cluster.api_url(self._cluster.wait_leader()).removeprefix("http://")
+        self.address = self._cluster.api_url(self._cluster.wait_leader()).partition("://")[2]
 
     def stop(self) -> None:
         self._cluster.stop_all()
@@ -154,19 +168,41 @@ class Raftkv(System):
         return [pid for name in self._cluster.names if (pid := self._cluster.pid(name)) is not None]
 
     def run(self, case: Case, tag: str, seconds: int) -> Load:
-        return load.wrk(f"http://{self.address}", requests("raftkv", case, tag), case, seconds)
+        scheme = "https" if self.tls else "http"
+        asked = requests("raftkv", case, tag)
+        if self.auth:
+            asked = [with_header(each, "Authorization", f"Bearer {self._cluster.token}") for each in asked]
+        return load.wrk(f"{scheme}://{self.address}", asked, case, seconds)
+
+    def _ask(self, method: str, target: str, body: str = "") -> bytes:
+        headers = {"Authorization": f"Bearer {self._cluster.token}"} if self.auth else {}
+        return ask(self.address, method, target, body, headers=headers, tls=self._cluster.client_tls)
 
     def store(self, number: int, content: str) -> None:
-        ask(self.address, "PUT", f"/v1/kv/{key(number)}", content)
+        self._ask("PUT", f"/v1/kv/{key(number)}", content)
 
     def fetch(self, number: int) -> str | None:
-        return ask(self.address, "GET", f"/v1/kv/{key(number)}").decode()
+        return self._ask("GET", f"/v1/kv/{key(number)}").decode()
 
     def writes_made(self) -> int | None:
-        return int(json.loads(ask(self.address, "GET", "/v1/status"))["revision"])
+        return int(json.loads(self._ask("GET", "/v1/status"))["revision"])
 
     def version(self) -> str:
         return first_line("git", "-C", str(ROOT), "describe", "--always", "--dirty")
+
+
+class RaftkvWithTokens(Raftkv):
+    name = "raftkv-tokens"
+    about = "the same with --auth tokens; each request carries one"
+    auth = True
+
+
+class RaftkvSecured(RaftkvWithTokens):
+    """wrk does not verify the certificate, which costs the client and not the nodes."""
+
+    name = "raftkv-secured"
+    about = "the same with tokens, and TLS for clients and between members"
+    tls = True
 
 
 class RaftkvInMemory(Raftkv):
@@ -469,6 +505,6 @@ SYSTEMS: dict[str, type[System]] = {
     each.name: each
     for each in (
         *(Raftkv, EtcdGateway, EtcdGrpc, Redis, PlainPySyncObj),
-        *(Ceiling, ParserCeiling, RaftkvInMemory),
+        *(Ceiling, ParserCeiling, RaftkvInMemory, RaftkvWithTokens, RaftkvSecured),
     )
 }

@@ -47,5 +47,5 @@ def is_secret_of(secret: bytes, token: Token) -> bool:
     """As `hashed`. Compares in constant time."""
     try:
         return hmac.compare_digest(hashed(secret, token.salt, token.cost), token.hash)
-    except (ValueError, OverflowError):  # a cost that is none, or needs more memory than this release gives
+    except (ValueError, TypeError, OverflowError):  # no cost, or one that needs more memory than is given
         return False

@@ -302,3 +302,41 @@ def test_a_key_that_others_can_read_and_a_plain_url_are_warned_of(tmp_path: Path
         "chmod 600",
         "https://",
     ]
+
+
+# --- tokens ----------------------------------------------------------------------------------------------
+
+TOKEN = "rkv_0123456789abcdef_" + "x" * 40
+
+
+def test_a_bootstrap_token_comes_from_a_file_or_the_environment(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(TOKEN + "\n")
+    file.chmod(0o600)
+    config = configured({"auth": "tokens", "bootstrap_token_file": str(file)})
+    assert (config.auth, config.bootstrap_token, config.warnings) == ("tokens", TOKEN, ())
+    assert configured(RAFTKV_BOOTSTRAP_TOKEN=TOKEN).bootstrap_token == TOKEN
+    assert (configured().auth, configured().bootstrap_token) == ("off", None)
+    assert TOKEN not in repr(config)
+
+
+def test_a_bootstrap_token_that_is_none_is_refused_without_being_shown(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not a token; allowed: rkv_ID_SECRET") as refused:
+        configured(RAFTKV_BOOTSTRAP_TOKEN="hunter2" * 9)
+    assert "hunter2" not in str(refused.value)
+    with pytest.raises(ConfigError, match=r"--bootstrap-token-file .*: cannot be read"):
+        configured({"bootstrap_token_file": str(tmp_path / "nothing")})
+
+
+def test_a_bootstrap_token_in_a_configuration_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "raftkv.toml"
+    file.write_text(f'bootstrap_token = "{TOKEN}"\n')
+    with pytest.raises(ConfigError, match="does not belong in a configuration file") as refused:
+        load(FLAGS, {"RAFTKV_SECRET": SECRET}, config_file=file)
+    assert TOKEN not in str(refused.value)
+
+
+def test_no_secret_has_a_flag() -> None:
+    flags = {setting.flag for setting in SETTINGS}
+    assert {"--secret-file", "--bootstrap-token-file"} <= flags
+    assert not flags & {"--secret", "--bootstrap-token", "--token"}
