@@ -11,8 +11,12 @@ from cluster import health as judgement
 from cluster.connection import client_settings, connection_options, output_option
 from cluster.output import print_json, print_table
 from cluster.recover_cli import recover
-from cluster.survey import NODE_SECONDS, Node, survey
+from cluster.survey import Node, survey
 from raftkv.client import Client
+
+# What a node may take to answer, and again to serve a read: on a machine that is busy, being slow is not
+# being away, and who asks for health wants to know which it is.
+NODE_SECONDS = 5.0
 
 _COLUMNS = ("name", "url", "role", "ready", "term", "applied", "alarms")
 
@@ -63,7 +67,7 @@ def health(as_json: bool, quiet: bool, output: str, endpoints: tuple[str, ...], 
 
 
 async def _look(endpoints: tuple[str, ...], timeout_s: float) -> list[Node]:
-    async with Client(endpoints, timeout_s=timeout_s, **client_settings()) as client:
+    async with Client(endpoints, timeout_s=timeout_s, patient=False, **client_settings()) as client:
         return await survey(client, timeout_s=timeout_s, ready=True)
 
 

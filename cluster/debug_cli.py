@@ -89,7 +89,7 @@ def bundle(
 async def _gather(
     endpoints: tuple[str, ...], timeout_s: float, logs: tuple[Path, ...], configs: tuple[Path, ...]
 ) -> dict[str, bytes]:
-    async with Client(endpoints, timeout_s=timeout_s, **client_settings()) as client:
+    async with Client(endpoints, timeout_s=timeout_s, patient=False, **client_settings()) as client:
         return await contents.gather(client, logs, configs)
 
 

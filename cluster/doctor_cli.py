@@ -24,7 +24,7 @@ from raftkv.snapshot.bucket import Bucket
 from raftkv.snapshot.remote import RemoteStore, attempts, open_bucket
 
 PROBE_BYTES = 4 << 20
-NODE_SECONDS = 3.0
+NODE_SECONDS = 5.0  # what a node may take to answer
 
 
 @click.command(
@@ -165,7 +165,7 @@ def members(urls: tuple[str, ...]) -> Iterator[Check]:
 
 
 async def _look(urls: tuple[str, ...]) -> tuple[list[Node], Mapping[str, Any]]:
-    async with Client(urls, timeout_s=NODE_SECONDS, **client_settings()) as client:
+    async with Client(urls, timeout_s=NODE_SECONDS, patient=False, **client_settings()) as client:
         nodes = await survey(client, timeout_s=NODE_SECONDS, metrics=True)
         there = next((node.url for node in nodes if node.answers), None)
         limits: Mapping[str, Any] = {}

@@ -62,7 +62,7 @@ def top(once: bool, interval_s: float, output: str, endpoints: tuple[str, ...], 
 async def _top(
     endpoints: tuple[str, ...], timeout_s: float, interval_s: float, *, once: bool, as_json: bool
 ) -> None:
-    async with Client(endpoints, timeout_s=timeout_s, **client_settings()) as client:
+    async with Client(endpoints, timeout_s=timeout_s, patient=False, **client_settings()) as client:
         watch = Watch(client, timeout_s)
         await watch.look()
         if once or as_json:

@@ -86,8 +86,10 @@ class Client:
         random: Random | None = None,
         tls: ssl.SSLContext | None = None,
         token: str | None = None,
+        patient: bool = True,
     ) -> None:
-        """`token`: what the cluster asks for, where it does. `tls`: for endpoints with https://, as
+        """`patient` False: a read that failed is not tried again, for who wants to know how a node is at this
+        moment. `token`: what the cluster asks for, where it does. `tls`: for endpoints with https://, as
         `tls_context` makes it; by default the CAs that the system trusts count, and no certificate is
         shown."""
         self.endpoints = parse_endpoints(endpoints)
@@ -99,6 +101,7 @@ class Client:
             self._headers["Authorization"] = f"Bearer {_checked_token(token)}"
         self._random = random or Random()
         self._tls = tls
+        self._patient = patient
         self._numbers = Numbers()
         self._number_freed = asyncio.Condition()
         self._leader: str | None = None
@@ -601,7 +604,7 @@ class Client:
         only: str | None = None,
         timeout_s: float | None,
     ) -> Answer:
-        course = Course(write=False, keyed=False, random=self._random)
+        course = Course(write=False, keyed=False, random=self._random, patient=self._patient)
         return await self._run(
             course,
             "GET",

@@ -62,12 +62,14 @@ Step = Accept | Follow | Again | Fail
 
 
 class Course:
-    """One request over its attempts. `keyed`: a write that carries an idempotency key."""
+    """One request over its attempts. `keyed`: a write that carries an idempotency key. `patient` False: what
+    failed is not tried again."""
 
-    def __init__(self, *, write: bool, keyed: bool, random: Random) -> None:
+    def __init__(self, *, write: bool, keyed: bool, random: Random, patient: bool = True) -> None:
         self._write = write
         self.repeatable = keyed or not write
         self._random = random
+        self._patient = patient
         self._doubt: Problem | None = None
         self._last: Problem | None = None
         self._redirects = 0
@@ -126,6 +128,8 @@ class Course:
             self._doubt = problem
             if not self.repeatable:
                 return Fail(OutcomeUnknown(problem))
+        if not self._patient:
+            return Fail(OutcomeUnknown(problem) if problem.outcome == "unknown" else Unavailable(problem))
         ceiling = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS_FIRST * 2**self._waits)
         self._waits = min(self._waits + 1, 16)
         return Again(max(least_s, ceiling * self._random.uniform(0.5, 1.0)))

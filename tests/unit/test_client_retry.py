@@ -175,3 +175,11 @@ def test_no_number_lags_behind_by_more_than_the_window() -> None:
     assert highest - oldest == SPAN_MAX - 1
     numbers.done(oldest)
     assert numbers.free()
+
+
+def test_who_is_not_patient_learns_of_the_first_failure() -> None:
+    course = Course(write=False, keyed=False, random=Random(1), patient=False)
+    step = course.not_sent("refused")
+    assert isinstance(step, Fail)
+    assert isinstance(step.error, Unavailable)
+    assert step.error.problem.code == "unreachable"
