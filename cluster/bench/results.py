@@ -130,7 +130,9 @@ BATCH_CONNECTIONS = 4  # each with a body of 1,000 puts under way
 BATCH = Case("batch", 128, BATCH_CONNECTIONS)
 STALE = Case("stale", 128, 64)
 
-BARS: tuple[Bar, ...] = (
+_SECURED = "raftkv-secured"
+
+_PLAIN_BARS: tuple[Bar, ...] = (
     Bar("durable PUT, etcd's JSON gateway, 64", ("raftkv", put(64)), ("etcd-json", put(64)), 3),
     Bar("durable PUT, etcd's JSON gateway, 256", ("raftkv", put(256)), ("etcd-json", put(256)), 4),
     Bar("durable PUT, etcd's gRPC client, 64", ("raftkv", put(64)), ("etcd-grpc", put(64)), 2),
@@ -143,6 +145,25 @@ BARS: tuple[Bar, ...] = (
     Bar("stale GET, a bare parser, 64", ("raftkv", STALE), ("parser-ceiling", STALE), None),
     Bar("PUT with fsync, the same on tmpfs, 256", ("raftkv", put(256)), ("raftkv-tmpfs", put(256)), 0.6),
     Bar("batch load, single PUTs at 256", ("raftkv", BATCH), ("raftkv", put(256)), 2),
+)
+
+
+def secured(side: tuple[str, Case]) -> tuple[str, Case]:
+    return (_SECURED, side[1]) if side[0] == "raftkv" else side
+
+
+# Beside each bar the same with TLS and tokens, and what these cost; the other systems stay in plain text.
+BARS: tuple[Bar, ...] = (
+    *_PLAIN_BARS,
+    *(
+        Bar(f"{bar.title}, secured", secured(bar.over), secured(bar.under), None)
+        for bar in _PLAIN_BARS
+        if bar.at_least is not None and bar.under[0] != "raftkv-tmpfs"
+    ),
+    *(
+        Bar(f"{case}, secured against plain", (_SECURED, case), ("raftkv", case), None)
+        for case in (put(64), put(256), get(64), STALE, BATCH)
+    ),
 )
 
 

@@ -51,6 +51,19 @@ def test_bench_measures_raftkv_against_its_ceiling(tmp_path: Path) -> None:
 
 
 @needs_wrk
+def test_bench_measures_raftkv_with_tls_and_tokens(tmp_path: Path) -> None:
+    done, document = bench(
+        tmp_path,
+        *("--systems", "raftkv-secured", "--operations", "put", "get", "batch", "--connections", "16"),
+        *("--value-bytes", "128", "--seconds", "1", "--rounds", "1"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    samples = [from_document(each) for each in document["samples"]]
+    assert {each.case.operation for each in samples} == {"put", "get", "batch"}
+    assert all(each.operations > 0 for each in samples)
+
+
+@needs_wrk
 @pytest.mark.parametrize(("name", "situations"), [("follower", 5), ("instruments", 6)])
 def test_a_probe_plays_its_situations(tmp_path: Path, name: str, situations: int) -> None:
     """Whether its bounds hold is for a quiet machine to say."""
