@@ -170,8 +170,13 @@ class Guard:
                 )
             task = asyncio.get_running_loop().create_task(self._settle(mark, *parts))
             self._settling[mark] = task
-            task.add_done_callback(lambda _: self._settling.pop(mark, None))
+            task.add_done_callback(lambda task: self._settled(mark, task))
         await asyncio.shield(task)
+
+    def _settled(self, mark: bytes, task: asyncio.Task[None]) -> None:
+        self._settling.pop(mark, None)
+        if not task.cancelled():
+            task.exception()  # whoever asked has it, or is gone
 
     async def _settle(self, mark: bytes, name: str, secret: bytes) -> None:
         self.current()

@@ -24,7 +24,7 @@ from typing import Any
 
 from aiohttp import web
 
-from raftkv.access.caller import ANYONE, Caller
+from raftkv.access.caller import ANYONE
 from raftkv.access.guard import Guard, Hasher
 from raftkv.api import batch, handlers, members, node, tokens
 from raftkv.api.admission import Admission
@@ -279,8 +279,10 @@ class ApiServer:
                 check_version(message.version)
                 target = message.path.encode("utf-8", "surrogateescape")
                 path, query = split_target(target)
-                found, caller = await self._identified(message.method, path, query, headers, ops)
+                found = await self._matched(message.method, path, query, headers, ops)
                 label, effect = found.route.template, found.route.effect
+                asked = not ops and found.route.access != "open"
+                caller = await self.admission.identify(headers) if asked else ANYONE
                 call = Call(
                     self.service,
                     self.limits,
@@ -341,19 +343,16 @@ class ApiServer:
             if call is not None:
                 call.body.release()
 
-    async def _identified(
+    async def _matched(
         self, method: str, path: bytes, query: bytes | None, headers: dict[str, str], ops: bool
-    ) -> tuple[Match, Caller]:
-        """The route, and who asks for it. Whoever needs a token and has none is not told what there is."""
+    ) -> Match:
+        """The route. Whoever needs a token and has none is not told what there is."""
         try:
-            found = match(method, path, query_names(query), ops=ops)
+            return match(method, path, query_names(query), ops=ops)
         except RaftkvError:
             if not ops:
                 await self.admission.identify(headers)
             raise
-        if ops or found.route.access == "open":
-            return found, ANYONE
-        return found, await self.admission.identify(headers)
 
     def _audit(self, call: Call, status: int) -> None:
         self.admission.audit.done(
@@ -362,7 +361,7 @@ class ApiServer:
             status=status,
             revision=self.service.machine.revision,
             request_id=call.request_id,
-            target=call.target_id,
+            target=call.target_id or (call.rest or b"").decode("ascii", "replace"),
         )
 
     async def _handle(self, call: Call) -> Answer | Streamed:

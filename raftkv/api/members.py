@@ -48,6 +48,7 @@ async def add_member(call: Call) -> Answer:
         _parsed("peer", parse_peer, body.peer, "HOST:PORT or [IPv6]:PORT"),
         _parsed("client_url", parse_client_url, body.client_url, "http(s)://HOST[:PORT]"),
     )
+    call.target_id = member.name
     return await _change(call, Add(member, body.auto_promote))
 
 

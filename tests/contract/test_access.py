@@ -599,3 +599,43 @@ async def test_tokens_can_be_made_before_they_are_asked_for(node: Node) -> None:
     assert listed["id"] == made["id"]
     headers = {"Authorization": "Bearer nonsense"}
     assert (await node.http("PUT", "/v1/kv/a", b"v", headers)).status == 201
+
+
+# --- the audit -------------------------------------------------------------------------------------------
+
+
+async def test_denials_and_administrators_are_audited_by_route_alone(
+    guarded: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "raftkv.audit")
+    admin = admit(make(("admin", b""), name="boss"), guarded)
+    reader = admit(make(("read", b"app/"), name="reader"), guarded)
+    who, boss = f"{reader.record.id}:reader", f"{admin.record.id}:boss"
+    line = b'{"key": "planted-key", "value": "planted-value"}'
+    await guarded.http("GET", "/v1/kv/planted-key", headers=reader.headers)
+    await guarded.http("PUT", "/v1/kv/planted-key?prev=true", b"planted-value", reader.headers)
+    await guarded.http("GET", "/v1/kv?prefix=planted-key")
+    await guarded.http("POST", "/v1/batch", line, reader.headers)
+    await guarded.http("DELETE", "/v1/cluster/members/n9", headers=reader.headers)
+    await guarded.http("DELETE", "/v1/cluster/members/n9", headers=admin.headers)
+    made = (await create(guarded, admin, [{"role": "read", "prefix": "planted-prefix"}])).json
+    await guarded.http("GET", "/v1/kv/planted-key", headers=admin.headers)  # no administrator's request
+    said = [record.getMessage() for record in caplog.records if record.name == "raftkv.audit"]
+    denials = [each.split(" request_id=")[0] for each in said if each.startswith("denied")]
+    assert denials == [
+        f'denied who={who} what="GET /v1/kv/{{key}}" code=forbidden',
+        f'denied who={who} what="PUT /v1/kv/{{key}}" code=forbidden',
+        'denied who=- what="GET /v1/kv" code=unauthenticated',
+        f'denied who={who} what="POST /v1/batch" code=forbidden',
+        f'denied who={who} what="DELETE /v1/cluster/members/{{id}}" code=forbidden',
+    ]
+    actions = [each for each in said if each.startswith("admin_action")]
+    assert len(actions) == 2
+    assert actions[0].startswith(f'admin_action who={boss} what="DELETE /v1/cluster/members/{{id}}" status=')
+    assert actions[0].endswith(" target=n9")
+    revision = made["revision"]
+    assert f'who={boss} what="POST /v1/tokens" status=201 revision={revision} ' in actions[1]
+    assert actions[1].endswith(f" target={made['id']}")
+    assert "planted" not in "".join(said)
+    counted = (await guarded.http("GET", "/metrics", headers=admin.headers)).body
+    assert b'raftkv_auth_denials_total{code="forbidden"} 4.0' in counted
