@@ -150,9 +150,8 @@ def judge(hello: Hello, standing: Standing) -> Refusal | None:
     own, membership = standing.identity, standing.membership
     if membership is None:
         return admit(hello, own, None, standing.initial_members, joining=standing.joining)
-    views = {view.version: view for view in (membership, standing.effective, hello.membership) if view}
-    if standing.effective is None or standing.effective.version < membership.version:
-        views = {version: view for version, view in views.items() if version >= membership.version}
+    known = (membership, standing.effective, hello.membership)
+    views = {view.version: view for view in known if view and view.version >= membership.version}
     refusals = [admit(hello, own, views[version], ()) for version in sorted(views, reverse=True)]
     return None if None in refusals else refusals[0]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from raftkv.model import Identity, Member, Membership
-from raftkv.raft.handshake import Hello
+from raftkv.raft.handshake import Hello, judge
 from raftkv.raft.membership import Add, Bind, Remove, changed
 from raftkv.raft.roster import Roster
 
@@ -77,3 +79,16 @@ def test_what_all_speak_is_known_only_while_all_are_connected() -> None:
     assert made.spoken("n1") == 1
     made.unlinked("n3")
     assert made.spoken("n1") == 0
+
+
+def test_a_removed_member_is_not_let_in_by_what_it_knew_as_it_called() -> None:
+    made = roster()
+    removed = changed(FOUNDING, Remove("n2"), term=1, index=2)
+    made.effective = removed
+    said = msgspec.structs.replace(hello("n2", "2" * 32, FOUNDING.cluster), membership=FOUNDING)
+    me = Identity("n1", "1" * 32, FOUNDING.cluster)
+    assert judge(said, made.standing(me)) is None, "its removal is not committed yet"
+    made.learn(removed)
+    refusal = judge(said, made.standing(me))
+    assert refusal is not None
+    assert refusal.code == "unknown_name"
