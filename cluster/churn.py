@@ -223,11 +223,19 @@ class Churn(Campaign):
             await asyncio.sleep(0.1)
 
     async def _ended(self, name: str) -> None:
-        """A removed node ends by itself, once it hears of it."""
+        """A removed node ends by itself, once it hears of it; one that never joined goes on waiting."""
         deadline = time.monotonic() + REMOVED_SECONDS_MAX
         while self._cluster.alive(name):
+            status = await asyncio.to_thread(self._cluster.status, name)
+            if status is not None and not status["cluster_id"]:
+                await asyncio.to_thread(self._cluster.stop, name, STOP_SECONDS_MAX)
+                return
             if time.monotonic() > deadline:
-                self._violate("removed", f"{name} still runs {REMOVED_SECONDS_MAX} s after its removal")
+                kept = self._cluster.data_dir / f"{name}-{time.monotonic() - self._began:.0f}.log"
+                shutil.copy(self._cluster.log_path(name), kept)  # its directory goes when it is added again
+                self._violate(
+                    "removed", f"{name} still runs {REMOVED_SECONDS_MAX} s after its removal; log in {kept}"
+                )
                 await asyncio.to_thread(self._cluster.stop, name, STOP_SECONDS_MAX)
                 return
             await asyncio.sleep(0.1)
