@@ -129,6 +129,7 @@ class Engine:
         self._settle_is_due = False
         self._role_changed = False
         self._membership_changed = False
+        self._membership_said = (0, False)
         self._catch_up_to: dict[str, tuple[int, float]] = {}  # learner -> (index, since when it is aimed at)
         self._led_term = 0  # the newest term in which this node's no-op was applied
         self._transfer: tuple[str, float] | None = None  # (to, until)
@@ -457,14 +458,18 @@ class Engine:
         if self._transfer is not None and self._transfer[0] not in self.core.voters:
             self._transfer = None
         self._catch_up_to = {k: v for k, v in self._catch_up_to.items() if k in membership.learners}
-        log.info(
-            "membership_changed node=%s index=%d committed=%s voters=%s learners=%s",
-            self.name,
-            self.core.membership_index,
-            self.core.membership_index <= self.core.commit_index,
-            ",".join(membership.voters),
-            ",".join(membership.learners) or "none",
-        )
+        index = self.core.membership_index
+        committed = index <= self.core.commit_index
+        if (index, committed) != self._membership_said:  # older ones are applied one by one meanwhile
+            self._membership_said = (index, committed)
+            log.info(
+                "membership_changed node=%s index=%d committed=%s voters=%s learners=%s",
+                self.name,
+                index,
+                committed,
+                ",".join(membership.voters),
+                ",".join(membership.learners) or "none",
+            )
         self.on_membership()
 
     @property
