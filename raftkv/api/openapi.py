@@ -81,6 +81,13 @@ def document(version: str, *, tokens: bool = False) -> dict[str, Any]:
             "responses": responses(),
             "headers": headers(),
             "examples": examples(),
+            "securitySchemes": {
+                "token": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "Where nodes run with --auth tokens.",
+                }
+            },
         },
     }
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -28,11 +29,17 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    with LocalCluster(tmp_path_factory.mktemp("postman"), base_port=find_base_port()) as cluster:
+@pytest.fixture(scope="module", params=["open", "with TLS and tokens"])
+def local(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    secure = request.param != "open"
+    directory = tmp_path_factory.mktemp("postman")
+    with LocalCluster(directory, base_port=find_base_port(), tls=secure, auth=secure) as cluster:
         cluster.start_all()
         cluster.wait_ready()
+        deadline = time.monotonic() + 30  # the leader makes the first token once it leads
+        while any(cluster.status(name) is None for name in cluster.names):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
         yield cluster
 
 
@@ -56,6 +63,8 @@ def test_the_whole_collection_holds_on_a_live_cluster(local: LocalCluster, role:
         local.api_url(name),
         *("--reporters", "cli,json", "--reporter-json-export", str(report)),
         REQUIRE_FOLLOWER="true",
+        **({"RAFTKV_TOKEN_FILE": str(local.token_path)} if local.auth else {}),
+        **({"RAFTKV_CA_FILE": str(local.tls_dir / "ca.pem")} if local.tls else {}),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     run = json.loads(report.read_text())["run"]

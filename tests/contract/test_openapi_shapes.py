@@ -77,6 +77,14 @@ def test_every_example_of_a_problem_is_of_its_shape() -> None:
         assert example["value"]["code"] == code
 
 
+def test_every_way_to_be_let_in_is_described() -> None:
+    asked = [*DOCUMENT["security"]]
+    for methods in DOCUMENT["paths"].values():
+        for described in methods.values():
+            asked += described.get("security", [])
+    assert {name for each in asked for name in each} == DOCUMENT["components"]["securitySchemes"].keys()
+
+
 def operations() -> Iterator[Any]:
     for path, methods in DOCUMENT["paths"].items():
         for method, described in methods.items():
