@@ -8,6 +8,7 @@ number is bounded. Every name begins with `raftkv_`.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -96,10 +97,10 @@ class RequestTimes:
     def __init__(self) -> None:
         self.buckets = [0] * (len(BUCKETS) + 1)
         self.seconds = 0.0
-        self.statuses: dict[int, int] = {}
+        self.statuses: defaultdict[int, int] = defaultdict(int)
 
     def add(self, status: int, seconds: float) -> None:
-        self.statuses[status] = self.statuses.get(status, 0) + 1
+        self.statuses[status] += 1
         self.seconds += seconds
         self.buckets[bisect_left(BUCKETS, seconds)] += 1
 

@@ -21,11 +21,11 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from logging.handlers import QueueHandler, QueueListener, WatchedFileHandler
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import uvloop
 
@@ -34,7 +34,7 @@ from raftkv.access.bootstrap import make_first_token
 from raftkv.access.redaction import Redacting
 from raftkv.api.app import ApiServer, start_api
 from raftkv.api.node import VERSION
-from raftkv.api.request_log import RequestLog, Spans
+from raftkv.api.request_log import RequestLog
 from raftkv.config import Config
 from raftkv.errors import ConfigError, DiskReplaced, Fatal
 from raftkv.kv import collector
@@ -50,6 +50,9 @@ from raftkv.snapshot.archiver import ArchivePolicy
 from raftkv.snapshot.directory import DirectoryStore
 from raftkv.snapshot.remote import RemoteStore, Retention, open_remote
 from raftkv.tls.credentials import ApiFiles, Credentials, PeerFiles, Security, Watcher
+
+if TYPE_CHECKING:
+    from raftkv.api.spans import OtlpSpans
 
 log = logging.getLogger("raftkv.server")
 
@@ -115,10 +118,11 @@ class _Node:
             stack.push_async_callback(node.stop)
             await node.start()
             service = make_service(config, node)
-            requests = RequestLog(
-                slow_s=config.slow_request_ms / 1000 if config.slow_request_ms else math.inf,
-                spans=self._spans(config, service, stack),
-            )
+            spans = spans_of(config, lambda: (service.leadership.role, service.machine.applied_index))
+            if spans is not None:
+                stack.callback(spans.close)
+            slow_s = config.slow_request_ms / 1000 if config.slow_request_ms else math.inf
+            requests = RequestLog(slow_s=slow_s, spans=spans)
             metrics = Metrics()
             metrics.source(node.samples)
             host, port = config.api
@@ -151,27 +155,6 @@ class _Node:
             logging.shutdown()
             os._exit(EXIT_OK)
         return EXIT_OK
-
-    def _spans(self, config: Config, service: KVService, stack: AsyncExitStack) -> Spans | None:
-        """Raises ConfigError where the libraries are not installed. They are loaded only where they are used:
-        they cost memory on every node."""
-        if config.otlp_endpoint is None:
-            return None
-        try:
-            from raftkv.api.spans import OtlpSpans
-        except ImportError as error:
-            raise ConfigError(
-                f"--otlp-endpoint {config.otlp_endpoint}: {error.name} is not installed; "
-                "run: pip install 'raftkv[otel]'"
-            ) from error
-        spans = OtlpSpans(
-            config.otlp_endpoint,
-            node=config.name,
-            version=VERSION,
-            situation=lambda: (service.leadership.role, service.machine.applied_index),
-        )
-        stack.callback(spans.close)
-        return spans
 
     def _watch(self, security: Security, stack: AsyncExitStack) -> None:
         """Certificates and keys are read again when they change, and at once on SIGHUP."""
@@ -288,6 +271,24 @@ def open_store(config: Config) -> RemoteStore | None:
     settings = {"CONF": config.ceph_conf, "KEYRING": config.ceph_keyring, "USER": config.ceph_user}
     environment = {f"RAFTKV_CEPH_{name}": str(value) for name, value in settings.items() if value is not None}
     return open_remote(config.snapshots, environment)
+
+
+def spans_of(config: Config, situation: Callable[[], tuple[str, int]]) -> OtlpSpans | None:
+    """Where a collector is told of requests; `situation`: this node's role and the index that it has applied.
+
+    The libraries are loaded only where they are used, since they cost memory on every node. Raises
+    ConfigError where they are not installed.
+    """
+    if config.otlp_endpoint is None:
+        return None
+    try:
+        from raftkv.api.spans import OtlpSpans as Sender
+    except ImportError as error:
+        raise ConfigError(
+            f"--otlp-endpoint {config.otlp_endpoint}: {error.name} is not installed; "
+            "run: pip install 'raftkv[otel]'"
+        ) from error
+    return Sender(config.otlp_endpoint, node=config.name, version=VERSION, situation=situation)
 
 
 def make_service(config: Config, node: RaftNode) -> KVService:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,7 +17,9 @@ from hypothesis import strategies as st
 from raftkv.api.request_log import LINES_A_SECOND, Ended, RequestLog
 from raftkv.api.trace import TraceContext, trace_context
 from raftkv.api.wire import collect_headers
-from raftkv.server import configure_log
+from raftkv.config import load, parse_collector
+from raftkv.errors import ConfigError
+from raftkv.server import configure_log, spans_of
 
 TRACE_ID, SPAN_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 TRACEPARENT = f"00-{TRACE_ID}-{SPAN_ID}-01"
@@ -160,3 +164,25 @@ def test_text_lines_are_events() -> None:
     with logging_to("text") as stream:
         logging.getLogger("raftkv.raft").info("role_changed node=%s term=%d", "n1", 7)
     assert stream.getvalue().rstrip().endswith("Z INFO raftkv.raft role_changed node=n1 term=7")
+
+
+def test_a_node_that_can_t_send_spans_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "raftkv.api.spans", raising=False)
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    config = load(
+        {
+            "name": "n1",
+            "data_dir": "/nowhere",
+            "member": ["n1=127.0.0.1:8401,http://127.0.0.1:8400"],
+            "otlp_endpoint": "http://127.0.0.1:4318",
+        },
+        {"RAFTKV_SECRET": "x" * 32},
+    )
+    with pytest.raises(ConfigError, match=re.escape("pip install 'raftkv[otel]'")):
+        spans_of(config, situation=lambda: ("leader", 1))
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:4318", "grpc://h:4317", "http://", "http://h/?a=b"])
+def test_a_collector_is_named_by_its_url(text: str) -> None:
+    with pytest.raises(ValueError, match="no http"):
+        parse_collector(text)
