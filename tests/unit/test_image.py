@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from cluster.cli import cli
@@ -36,6 +38,21 @@ def test_nothing_gets_into_a_build_that_is_not_named() -> None:
         "!cluster",
         "!scripts/ceph-dev.sh",
     }
+
+
+def test_grafana_is_provisioned_with_the_dashboard_and_the_prometheus_of_the_compose_file() -> None:
+    """Its image can't be had everywhere the tests run: what it would read is checked here."""
+    compose = yaml.safe_load((ROOT / "docker-compose.cluster.yml").read_text())
+    mounts = dict(volume.split(":")[:2] for volume in compose["services"]["grafana"]["volumes"])
+    provisioning = ROOT / "cluster" / "monitoring" / "grafana" / "provisioning"
+    assert mounts[f"./{provisioning.relative_to(ROOT)}"] == "/etc/grafana/provisioning"
+    (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yml").read_text())["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    assert "prometheus" in compose["services"]
+    (provider,) = yaml.safe_load((provisioning / "dashboards" / "raftkv.yml").read_text())["providers"]
+    dashboard = mounts["./cluster/monitoring/dashboard.json"]
+    assert dashboard.startswith(provider["options"]["path"] + "/")
+    assert json.loads((ROOT / "cluster" / "monitoring" / "dashboard.json").read_text())["panels"]
 
 
 # --- raftkv probe ----------------------------------------------------------------------------------------
