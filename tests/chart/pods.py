@@ -5,7 +5,7 @@ a root file system that can't be written.
 A `Namespace` does by hand what Kubernetes does: hooks before an upgrade, pods made and ended together, as
 `Parallel` has it, replaced one by one from the last where their template changed, containers started again
 when they end, preStop before SIGTERM, volumes kept by name. What it does not do: images (the container's
-`raftkv` is this checkout's), users other than root, probes by a kubelet, scheduling, and Helm's `lookup`.
+`raftkv` is this checkout's), users other than root, probes by a kubelet, and scheduling.
 """
 
 from __future__ import annotations
@@ -107,22 +107,18 @@ class Namespace:
 
     # --- what a person does -------------------------------------------------------------------------
 
-    def install(
-        self, values: Mapping[str, Any], secrets: Mapping[str, Mapping[str, bytes]] | None = None
-    ) -> None:
-        """`helm install`. `secrets`: made by hand before it."""
-        for name, data in (secrets or {}).items():
-            self._secrets[name] = {"bytes": dict(data)}
-        self._take(objects(values, is_install=True))
+    def install(self, values: Mapping[str, Any]) -> None:
+        """`helm install`."""
+        self._take(objects(values, is_install=True, there=self._there))
         self._scale()
 
     def upgrade(self, values: Mapping[str, Any], *, wait_s: float = 60) -> None:
         """`helm upgrade`: hooks, then pods. Raises AssertionError where a hook fails."""
         before = self._objects
-        after = objects(values, is_upgrade=True)
+        after = objects(values, is_upgrade=True, there=self._there)
         for job in (each for each in after if each["kind"] == "Job"):
             assert "pre-upgrade" in job["metadata"]["annotations"]["helm.sh/hook"]
-            self._secret_files(after)
+            self._keep_secrets(after)
             self.run_job(after, job["spec"]["template"])
         self._take(after)
         self._scale()
@@ -132,6 +128,7 @@ class Namespace:
     def uninstall(self) -> None:
         """`helm uninstall`: pods go all at once; volumes and Secrets stay."""
         self._delete([*self._pods])
+        self._objects = []
 
     def scale_behind_its_back(self, replicas: int) -> None:
         """`kubectl scale`, which runs no hook."""
@@ -222,16 +219,20 @@ class Namespace:
 
     def _take(self, among: list[Object]) -> None:
         self._objects = among
-        self._secret_files(among)
+        self._keep_secrets(among)
         for pod in self._pods.values():
             pod.write_files(among, self._secrets)
 
-    def _secret_files(self, among: list[Object]) -> None:
-        """Helm's `lookup` finds what is there, and the template keeps it."""
+    @property
+    def _there(self) -> list[Object]:
+        """What Helm's `lookup` finds: the objects of the release, and Secrets that outlived one."""
+        return [*self._objects, *self._secrets.values()]
+
+    def _keep_secrets(self, among: list[Object]) -> None:
         for each in among:
             if each["kind"] == "Secret":
-                made = {key: secret_bytes(each, key) for key in each["data"]}
-                self._secrets.setdefault(each["metadata"]["name"], {"bytes": made})
+                known = self._secrets.setdefault(each["metadata"]["name"], each)
+                assert known["data"] == each["data"], "what exists was made anew"
 
     @property
     def replicas(self) -> int:
@@ -401,4 +402,4 @@ def _content(source: Object, among: list[Object], secrets: Mapping[str, Object])
     if there is None:
         assert wanted.get("optional"), f"the pod would wait for the Secret {wanted['name']}"
         return {}
-    return {item["path"]: there["bytes"][item["key"]] for item in wanted["items"]}
+    return {item["path"]: secret_bytes(there, item["key"]) for item in wanted["items"]}

@@ -16,6 +16,7 @@ import helm_python
 import kubernetes_validate
 import pytest
 import yaml
+from cryptography import x509
 from kubernetes_validate import utils as kubernetes_schemas
 
 from raftkv.config import MEMBERS_MAX, SETTING_BY_NAME
@@ -373,6 +374,57 @@ def test_secrets_that_the_chart_makes_outlive_the_release() -> None:
     assert cluster["immutable"] is True
     again = one(objects(), "Secret", NAME)
     assert secret_bytes(again, "secret") != secret_bytes(cluster, "secret"), "it is random"
+
+
+def test_secrets_that_are_there_are_kept_by_an_upgrade_and_by_another_install() -> None:
+    values = {**TLS, **TOKENS}
+    first = objects(values, there=[])
+    for options in ({"is_upgrade": True}, {"is_install": True}):
+        again = [each for each in objects(values, there=first, **options) if each["kind"] == "Secret"]
+        assert len(again) == 4
+        assert again == [each for each in first if each["kind"] == "Secret"]
+    elsewhere = one(objects(values, there=first, namespace="other"), "Secret", NAME)
+    assert elsewhere["metadata"]["namespace"] == "other"
+
+
+def test_certificates_are_for_the_names_that_they_are_reached_by() -> None:
+    among = objects(TLS)
+    for name, wanted in (
+        (f"{NAME}-tls", {f"{NAME}.prod.svc", f"*.{NAME}-peers.prod.svc", "localhost"}),
+        (f"{NAME}-peer-tls", {f"{NAME}-{ordinal}.raftkv" for ordinal in range(MEMBERS_MAX)}),
+    ):
+        secret = one(among, "Secret", name)
+        certificate = x509.load_pem_x509_certificate(secret_bytes(secret, "tls.crt"))
+        authority = x509.load_pem_x509_certificate(secret_bytes(secret, "ca.crt"))
+        certificate.verify_directly_issued_by(authority)
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        assert wanted <= set(names.get_values_for_type(x509.DNSName))
+
+
+def test_the_job_must_succeed_where_members_change_and_may_fail_where_they_stay() -> None:
+    def arguments(replicas: int, there: list[dict[str, Any]] | None) -> list[str]:
+        job = one(objects({"replicas": replicas}, there=there, is_upgrade=True), "Job")
+        return list(job["spec"]["template"]["spec"]["containers"][0]["args"])
+
+    three = objects({"replicas": 3})
+    assert "--best-effort" in arguments(3, three)
+    one(three, "StatefulSet")["spec"]["replicas"] = 0
+    assert "--best-effort" in arguments(3, three), "all pods were stopped by hand"
+    one(three, "StatefulSet")["spec"]["replicas"] = 3
+    assert "--best-effort" in arguments(3, []), "the StatefulSet was deleted, to be made anew"
+    assert "--best-effort" in arguments(3, None), "rendered where nothing is seen"
+    for replicas in (1, 5):
+        changed = arguments(replicas, three)
+        assert "--best-effort" not in changed
+        assert "--within=295" in changed
+        assert sum(each.startswith("--member=") for each in changed) == replicas
+
+
+def test_members_do_not_change_while_volumes_are_restored() -> None:
+    there = objects({**RESTORE, "replicas": 3})
+    assert objects({**RESTORE, "replicas": 3}, there=there)
+    with pytest.raises(helm_python.HelmError, match="replicas go from 3 to 5"):
+        render({**RESTORE, "replicas": 5}, there=there)
 
 
 def test_a_secret_that_exists_is_used_and_none_is_made() -> None:

@@ -115,7 +115,7 @@ def test_a_lost_volume_is_replaced_and_the_pod_then_joins_by_itself(space: Names
 def test_a_cluster_that_can_not_be_asked_does_not_keep_an_upgrade_from_mending_it(space: Namespace) -> None:
     space.install(VALUES)
     space.wait_ready()
-    space.uninstall()  # no pod is there to answer
+    space.scale_behind_its_back(0)
     space.upgrade({**VALUES, "config": {"log_format": "json"}, "membership": {"timeoutSeconds": 10}})
     space.wait_ready()
 

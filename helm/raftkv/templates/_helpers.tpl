@@ -72,11 +72,23 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{ .Values.peerTls.existingSecret | default (printf "%s-peer-tls" (include "raftkv.fullname" .)) }}
 {{- end -}}
 
-{{/* What the chart makes once. Of a value that is there already, `lookup` has the bytes; where it can't look
-(helm template, a dry run) it finds nothing. Call with (dict "root" $ "name" SECRET). */}}
+{{/* An object as it is there now, as JSON; {} where there is none, and where Helm does not look (helm template, a
+dry run). Call with (dict "root" $ "version" V "kind" K "name" N). */}}
+{{- define "raftkv.there" -}}
+{{- toJson (lookup .version .kind .root.Release.Namespace .name) -}}
+{{- end -}}
+
+{{/* How many replicas there are now; nothing where that is not known. */}}
+{{- define "raftkv.replicasNow" -}}
+{{- $name := include "raftkv.fullname" . -}}
+{{- $there := include "raftkv.there" (dict "root" . "version" "apps/v1" "kind" "StatefulSet" "name" $name) | fromJson -}}
+{{- if $there -}}{{ int $there.spec.replicas }}{{- end -}}
+{{- end -}}
+
+{{/* The data of a Secret that is to be made once, if it was made. Call with (dict "root" $ "name" SECRET). */}}
 {{- define "raftkv.kept" -}}
-{{- $there := lookup "v1" "Secret" .root.Release.Namespace .name -}}
-{{- if and $there $there.data -}}{{- toJson $there.data -}}{{- else -}}{}{{- end -}}
+{{- $there := include "raftkv.there" (dict "root" .root "version" "v1" "kind" "Secret" "name" .name) | fromJson -}}
+{{- toJson ($there.data | default dict) -}}
 {{- end -}}
 
 {{/* The settings of a node, as TOML, but for the members: these change with the number of replicas, which must
