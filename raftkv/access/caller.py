@@ -37,19 +37,21 @@ from raftkv.kv.command import (
 from raftkv.kv.tokens import Grant, Token
 
 KeyRole = Literal["read", "write"]
+NEVER = math.inf
 SHOWN_BYTES_MAX = 80  # of a prefix in an error
 
 
 class Caller:
     """One token, as every request with it is checked. `grants` and not the role alone: each has a prefix."""
 
-    __slots__ = ("admins", "bucket", "expires_s", "id", "name", "reads", "token", "writes")
+    __slots__ = ("admins", "bucket", "epoch", "expires_s", "id", "name", "reads", "token", "writes")
 
     def __init__(self, token: Token) -> None:
         self.token = token
         self.id = token.id
         self.name = token.name
-        self.expires_s = token.expires_ms / 1000 if token.expires_ms else math.inf
+        self.epoch: object = None  # the guard's own, as long as the token stands
+        self.expires_s = token.expires_ms / 1000 if token.expires_ms else NEVER
         self.admins = _prefixes(token.grants, ("admin",))
         self.reads = _prefixes(token.grants, ("read", "admin"))
         self.writes = _prefixes(token.grants, ("write", "admin"))

@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
 
-from raftkv.access.caller import Caller
+from raftkv.access.caller import NEVER, Caller
 from raftkv.access.secret import hashed, is_secret_of, split
 from raftkv.errors import Overloaded, RaftkvError, Unauthenticated
 from raftkv.kv.tokens import Token, TokenTable
@@ -130,7 +130,7 @@ class Guard:
 
     def check_time(self, caller: Caller) -> None:
         """Raises Unauthenticated where it has expired."""
-        if self._clock() >= caller.expires_s:
+        if caller.expires_s is not NEVER and self._clock() >= caller.expires_s:
             raise Unauthenticated(f"token {caller.who} has expired", presented=True)
 
     def check_rate(self, caller: Caller) -> None:
@@ -140,8 +140,7 @@ class Guard:
 
     def check_still(self, caller: Caller) -> None:
         """After a wait: is it still who it was? Raises Unauthenticated."""
-        self.current()
-        if self._callers.get(caller.id) is not caller:
+        if caller.epoch is not self.current():
             raise unknown_token()
         self.check_time(caller)
 
@@ -211,9 +210,12 @@ class Guard:
         self._table, self._version = table, table.version
         before = self._callers
         self._callers = {}
+        self.epoch = object()
         for token in table:
             old = before.get(token.id)
-            self._callers[token.id] = old if old is not None and old.token == token else Caller(token)
+            caller = old if old is not None and old.token == token else Caller(token)
+            caller.epoch = self.epoch
+            self._callers[token.id] = caller
         self._right = {
             mark: caller for mark, caller in self._right.items() if self._callers.get(caller.id) is caller
         }
@@ -222,7 +224,6 @@ class Guard:
             for mark, token in self._wrong.items()
             if token is not None and (now := self._callers.get(token.id)) is not None and now.token == token
         }
-        self.epoch = object()
 
 
 def bearer(authorization: str | None) -> str:

@@ -49,21 +49,25 @@ class Admission:
         nobody. Raises Unverified: then `Guard.settle` comes first."""
         guard = self.guard
         assert guard is not None
+        caller = head.caller
         try:
-            if head.epoch is guard.current() and head.caller is not None:
-                guard.check_time(head.caller)
+            if caller is not None and caller.epoch is guard.current():
+                guard.check_time(caller)
             else:
-                head.caller = guard.caller(head.headers.get("Authorization"))
-                head.epoch = guard.epoch
+                caller = head.caller = guard.caller(head.headers.get("Authorization"))
         except RaftkvError as error:
             return error
-        return head.caller
+        return caller
 
-    def admit_now(self, caller: Caller, route: Route, key: bytes, query: Mapping[str, Any]) -> None:
-        """Raises RateLimited, Forbidden."""
-        assert self.guard is not None
-        self.guard.check_rate(caller)
-        self.admit(caller, route, key, query)
+    def admit_key(self, caller: Caller, key: bytes, *, writes: bool, reads: bool) -> None:
+        """As `identify`'s rate and `admit`, for a request for one key. Raises RateLimited, Forbidden."""
+        if caller.bucket is not None:
+            assert self.guard is not None
+            self.guard.check_rate(caller)
+        if writes:
+            caller.check_key("write", key)
+        if reads:
+            caller.check_key("read", key)
 
     def admit(self, caller: Caller, route: Route, key: bytes | None, query: Mapping[str, Any]) -> None:
         """`key` is what the request names, on the routes of one key. Raises Forbidden."""

@@ -109,7 +109,6 @@ class Head:
     __slots__ = (
         "caller",
         "content_type",
-        "epoch",
         "headers",
         "idempotency_key",
         "length",
@@ -132,8 +131,7 @@ class Head:
         self.idempotency_key = _or_none(lambda: idempotency_key_of(headers))
         refused = self.idempotency_key is None and "Idempotency-Key" in headers
         self.writes = condition is not None and not refused
-        self.caller: Caller | None = None  # whose token is in it, as `api/admission.py` found at `epoch`
-        self.epoch: object = None
+        self.caller: Caller | None = None  # whose token is in it, as `api/admission.py` found
 
 
 def _or_none(parse: Callable[[], T]) -> T | None:
@@ -675,7 +673,7 @@ class HotConnection(asyncio.Protocol):
         if self._blocked:
             return False
         turn = self._turn(method, line, key, query, head, b"", query.said)
-        if caller is not None and not self._admitted(turn, caller, "GET"):
+        if caller is not None and not self._admitted(turn, caller, writes=False, reads=True):
             return True
         try:
             if service.reach_soon(freshness, turn.reached, timeout_s=query.timeout_s):
@@ -722,7 +720,7 @@ class HotConnection(asyncio.Protocol):
         if self._blocked:
             return False
         turn = self._turn(method, line, key, query, head, value, "")
-        if caller is not None and not self._admitted(turn, caller, method):
+        if caller is not None and not self._admitted(turn, caller, writes=True, reads=query.prev):
             return True
         try:
             service.write_soon(command, turn.applied, timeout_s=query.timeout_s, size_bytes=len(value))
@@ -751,14 +749,13 @@ class HotConnection(asyncio.Protocol):
         self._leaving = self._leaving or failed
         self._go_on()
 
-    def _admitted(self, turn: Turn, caller: Caller | RaftkvError, method: str) -> bool:
+    def _admitted(self, turn: Turn, caller: Caller | RaftkvError, *, writes: bool, reads: bool) -> bool:
         """False: the turn is refused."""
         try:
             if isinstance(caller, RaftkvError):
                 raise caller
             turn.caller = caller
-            route = BY_TEMPLATE[KEY_TEMPLATE][method]
-            self.server.admission.admit_now(caller, route, turn.key, turn.query.values)
+            self.server.admission.admit_key(caller, turn.key, writes=writes, reads=reads)
         except RaftkvError as error:
             turn.refuse(error)
             return False
