@@ -27,7 +27,7 @@ Exit code 5 where no node answers, or none of those that do knows a leader."""
 @output_option
 @connection_options
 def status(output: str, endpoints: tuple[str, ...], timeout_s: float) -> None:
-    """Show every node: its role, term, revision, and how far it is."""
+    """Show every node: its role, term, revision, and how far it is. Alarms go to stderr."""
     settings = client_settings()
     with (
         SyncClient(endpoints, timeout_s=timeout_s, **settings) as client,
@@ -52,6 +52,9 @@ def status(output: str, endpoints: tuple[str, ...], timeout_s: float) -> None:
             "bytes",
         ]
         print_table(columns, (_row(url, answer) for url, answer in zip(endpoints, answers, strict=True)))
+    for answer in answers:
+        for alarm in answer.get("alarms", ()):
+            click.echo(f"raftkv: {answer['name']} raises {alarm['name']}: {alarm['detail']}", err=True)
     if not any(answer.get("leader") for answer in answers):
         click.echo("raftkv: no node that answered knows a leader", err=True)
         sys.exit(EXIT_UNAVAILABLE)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import select
+import signal
 import subprocess
 import sys
 import tarfile
@@ -64,6 +67,42 @@ def test_top_shows_what_all_nodes_did_between_two_looks(nodes: LocalCluster) -> 
     drawn = raftkv(nodes, "top", "--once", "--interval", "0.2")
     assert drawn.returncode == 0
     assert all(name in drawn.stdout for name in (*nodes.names, "PUT/s", "BEHIND", "SYNC/s"))
+
+
+def test_top_lives_on_a_terminal_until_it_is_interrupted(nodes: LocalCluster) -> None:
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "raftkv", "top", "--interval", "0.2"),
+            *("--endpoints", nodes.api_url("n1")),
+        ],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "COLUMNS": "130", "LINES": "40", "TERM": "xterm-256color"},
+        start_new_session=True,
+    )
+    os.close(theirs)
+    try:
+        drawn = b""
+        deadline = time.monotonic() + 30
+        while drawn.count(b"BEHIND") < 3:  # it was drawn anew
+            assert time.monotonic() < deadline, drawn[-2000:]
+            if select.select([ours], [], [], 1.0)[0]:
+                drawn += os.read(ours, 1 << 16)
+        process.send_signal(signal.SIGINT)
+        while select.select([ours], [], [], 5.0)[0]:  # or it could not write its last words
+            try:
+                drawn += os.read(ours, 1 << 16)
+            except OSError:  # EIO: nobody writes there any more
+                break
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    assert b"Traceback" not in drawn
+    assert all(name.encode() in drawn for name in nodes.names)
 
 
 def test_doctor_finds_real_nodes_sound(nodes: LocalCluster) -> None:
