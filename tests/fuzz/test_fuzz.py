@@ -10,7 +10,7 @@ from tests.fuzz.mutation import inputs
 from tests.fuzz.targets import TARGETS, Target
 from tests.fuzz.watch import Watch
 
-INPUTS = 12_000  # times a target's share
+INPUTS = 8_000  # times a target's share
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
