@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -204,23 +205,27 @@ def source(path: Path) -> dict[str, bytes]:
 def test_an_import_survives_two_leaders_and_comes_out_of_every_node_equal(
     nodes: LocalCluster, tmp_path: Path
 ) -> None:
-    """Each line is written exactly once: every key is at version 1."""
+    """Each line is written exactly once: every key is at version 1. The file is a pipe that gives the next
+    part once a leader was killed, so that no import is over before."""
     values = source(tmp_path / "load.ndjson")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    killed = [threading.Event(), threading.Event()]
+    feeding = threading.Thread(target=lambda: feed(pipe, tmp_path / "load.ndjson", killed))
     done: list[subprocess.CompletedProcess[bytes]] = []
-    loading = threading.Thread(
-        target=lambda: done.append(raftkv(nodes, "kv", "import", str(tmp_path / "load.ndjson")))
-    )
+    loading = threading.Thread(target=lambda: done.append(raftkv(nodes, "kv", "import", str(pipe))))
+    feeding.start()
     loading.start()
-    killed = 0
-    for part in (0.2, 0.5):
-        if leader := wait_for_keys(nodes, int(LINES * part), loading):
-            nodes.kill(leader)
-            killed += 1
-            nodes.wait_leader()
-            nodes.start(leader)
-            nodes.wait_ready([leader])
+    for part, event in zip((0.2, 0.5), killed, strict=True):
+        leader = wait_for_keys(nodes, int(LINES * part), loading)
+        assert leader is not None, done
+        nodes.kill(leader)
+        event.set()
+        nodes.wait_leader()
+        nodes.start(leader)
+        nodes.wait_ready([leader])
     loading.join()
-    assert killed == 2, "the import was over too soon for this test to say anything"
+    feeding.join()
     assert done[0].returncode == 0, done[0].stderr
     assert b"%d written in" % LINES in done[0].stdout
     nodes.wait_ready()
@@ -234,6 +239,18 @@ def test_an_import_survives_two_leaders_and_comes_out_of_every_node_equal(
         }
         assert found == values
         assert {item["version"] for item in items} == {1}
+
+
+def feed(pipe: Path, path: Path, gates: Sequence[threading.Event]) -> None:
+    """The lines of `path`: two fifths, and as many behind each gate."""
+    lines = path.read_text().splitlines(keepends=True)
+    share = LINES * 2 // 5
+    with pipe.open("w") as file:
+        for number, gate in enumerate((*gates, None)):
+            file.writelines(lines[number * share : (number + 1) * share])
+            file.flush()
+            if gate is not None:
+                gate.wait(60)
 
 
 def wait_for_keys(nodes: LocalCluster, least: int, loading: threading.Thread) -> str | None:
