@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import ssl
 import sys
 from collections.abc import Mapping
 
@@ -26,7 +27,8 @@ Exit code 0 where the answer is 200, 1 where it is another or none comes."""
 @click.option(
     "--address",
     metavar="HOST:PORT",
-    help="Where to ask, in plain HTTP. [default: as RAFTKV_OPS_LISTEN, else RAFTKV_API, else 127.0.0.1:8400]",
+    help="Where to ask, in plain HTTP. [default: as RAFTKV_OPS_LISTEN, else RAFTKV_API, else 127.0.0.1:8400; "
+    "the API over TLS where RAFTKV_TLS_CERT is set]",
 )
 @click.option(
     "--timeout",
@@ -45,6 +47,8 @@ def probe(what: str, address: str | None, timeout_s: float) -> None:
         raise click.UsageError(f"{error}; allowed: HOST:PORT") from None
     connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
     try:
+        if address is None and (tls := tls_beside(os.environ)) is not None:
+            connection = http.client.HTTPSConnection(host, port, timeout=timeout_s, context=tls)
         connection.request("GET", f"/{what}")
         response = connection.getresponse()
         text = response.read(BODY_BYTES_MAX).decode(errors="replace").strip()
@@ -55,6 +59,20 @@ def probe(what: str, address: str | None, timeout_s: float) -> None:
         connection.close()
     click.echo(text)
     sys.exit(0 if response.status == 200 else 1)
+
+
+def tls_beside(environment: Mapping[str, str]) -> ssl.SSLContext | None:
+    """For the API of the node that the same environment configures; None where it is asked in plain HTTP. The
+    node is the one on this machine, whatever names its certificate has, so that is not verified; its own is
+    what is shown to it, should it ask for one. Raises OSError."""
+    cert, key = environment.get("RAFTKV_TLS_CERT"), environment.get("RAFTKV_TLS_KEY")
+    if environment.get("RAFTKV_OPS_LISTEN") or not cert:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.load_cert_chain(cert, key)
+    return context
 
 
 def address_beside(environment: Mapping[str, str]) -> Address:

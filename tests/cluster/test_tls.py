@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import itertools
 import json
 import os
 import secrets
@@ -12,8 +13,10 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -303,6 +306,31 @@ def test_renewed_certificates_are_in_use_without_a_restart(
     nodes: LocalCluster, certificates: Certificates
 ) -> None:
     pids = [nodes.pid(name) for name in nodes.names]
+    ended = threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        loads = [pool.submit(writes_until, nodes, ended) for _ in range(2)]
+        try:
+            renew_each(nodes, certificates)
+        finally:
+            ended.set()
+        for load in loads:
+            answers = load.result()
+            assert len(answers) > 20
+            assert set(answers) <= {200, 201}  # each on a connection of its own
+    assert [nodes.pid(name) for name in nodes.names] == pids
+    nodes.wait_ready(timeout_s=10)
+
+
+def writes_until(nodes: LocalCluster, ended: threading.Event) -> list[int]:
+    answers = []
+    for name in itertools.cycle(nodes.names):
+        if ended.is_set():
+            return answers
+        answers.append(ask_api(nodes, name, nodes.client_tls))
+    raise AssertionError
+
+
+def renew_each(nodes: LocalCluster, certificates: Certificates) -> None:
     for name in nodes.names:
         old = serial(nodes, name)
         pair = certificates.authority.node(name, days=30)
@@ -314,8 +342,6 @@ def test_renewed_certificates_are_in_use_without_a_restart(
         left = [each["seconds_left"] for each in security["certificates"] if each["use"] in ("api", "peer")]
         assert len(left) == 2
         assert max(left) < 31 * 86_400
-    assert [nodes.pid(name) for name in nodes.names] == pids
-    nodes.wait_ready(timeout_s=10)
 
 
 def test_a_broken_file_changes_nothing_but_the_alarm(nodes: LocalCluster, certificates: Certificates) -> None:

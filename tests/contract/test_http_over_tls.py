@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from cluster.cli import cli
 from raftkv.api.limits import Limits
-from raftkv.tls.credentials import Credentials, Security, Watcher, client_context
+from raftkv.kv.command import Put
+from raftkv.tls.credentials import ApiFiles, Credentials, Security, Watcher, client_context
 from tests.certificates import Certificates, old_tls
 from tests.contract.conftest import Node, start_node
 from tests.contract.plain import Http, request
@@ -186,3 +192,55 @@ async def test_certificates_are_renewed_under_load_without_a_failed_request(tmp_
     await made.api.close()
     assert set(statuses) <= {200, 201}
     assert len(seen) >= 10
+
+
+@pytest.mark.parametrize("limits", [Limits(write_stall_seconds_max=1)])
+async def test_a_client_that_takes_its_answer_slowly_gets_all_of_it(node: Node) -> None:
+    """It takes something all the time; what has waited in front of the TLS layer is another number."""
+    for number in range(8):
+        node.consensus.machine.apply(number + 1, 0, Put(b"large/%d" % number, os.urandom(1 << 20)))
+    reader = socket.create_connection(("127.0.0.1", node.api.port))
+    reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
+
+    def read_slowly() -> bytes:
+        reader.settimeout(20)
+        assert node.tls is not None
+        with node.tls.wrap_socket(reader, server_hostname="127.0.0.1") as link:
+            link.sendall(request("GET", "/v1/kv?prefix=large/"))
+            received, began = bytearray(), time.monotonic()
+            while b"\r\n\r\n" not in received:
+                received += link.recv(1024)
+            head, _, body = bytes(received).partition(b"\r\n\r\n")
+            (length,) = re.findall(rb"Content-Length: (\d+)", head)
+            taken = len(body)
+            while taken < int(length):
+                # 100 KiB/s for longer than the deadline, and then all the rest.
+                piece = link.recv(10_000 if time.monotonic() - began < 2.5 else 1 << 20)
+                assert piece, f"cut after {taken} of {int(length)} bytes"
+                taken += len(piece)
+                if time.monotonic() - began < 2.5:
+                    time.sleep(0.1)
+            return head
+
+    assert b"200 OK" in await asyncio.to_thread(read_slowly)
+
+
+async def test_probes_have_a_port_in_plain_http_and_can_ask_the_api_as_well(
+    credentials: tuple[Credentials, ssl.SSLContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api, tls = credentials
+    made = await start_node(Limits(), tls=tls, security=Security(api), ops=("127.0.0.1", 0))
+    try:
+        assert made.api.ops_port is not None
+        plain = Http("127.0.0.1", made.api.ops_port)
+        assert (await plain("GET", "/readyz")).status == 200
+        assert b"raftkv_tls_certificate_expiry_seconds" in (await plain("GET", "/metrics")).body
+        assert (await plain("GET", "/v1/kv/a")).status == 404  # and for nothing else
+        assert isinstance(api.files, ApiFiles)
+        monkeypatch.setenv("RAFTKV_API", f"127.0.0.1:{made.api.port}")
+        monkeypatch.setenv("RAFTKV_TLS_CERT", str(api.files.cert))
+        monkeypatch.setenv("RAFTKV_TLS_KEY", str(api.files.key))
+        asked = await asyncio.to_thread(CliRunner().invoke, cli, ["probe", "livez"])
+        assert asked.exit_code == 0, asked.output
+    finally:
+        await made.api.close()
