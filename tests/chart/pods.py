@@ -1,6 +1,6 @@
-"""What the chart renders, run as real processes without Kubernetes: a network namespace for each pod, with an
-address of its own, /etc/hosts for the Services' names, the volumes at the paths that the template names, and
-a root file system that can't be written.
+"""What the chart renders, run as real processes without Kubernetes: a network namespace for each pod, with
+another address whenever it is made anew, /etc/hosts for the Services' names, the volumes at the paths that
+the template names, and a root file system that can't be written.
 
 A `Namespace` does by hand what Kubernetes does: hooks before an upgrade, pods made and ended together, as
 `Parallel` has it, replaced one by one from the last where their template changed, containers started again
@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
-from cluster.network import Network
+from cluster.network import SUBNET, Network
 from tests.chart.rendering import NAME, NAMESPACE, Object, container, objects, one, pod_of, secret_bytes
 
 PODS_MAX = 5
@@ -33,6 +33,7 @@ PODS_MAX = 5
 _ENTER = """
 set -e
 mount -t overlay overlay -o "lowerdir=$FILES:/etc" /etc
+mount --bind "$HOSTS" /etc/hosts
 if [ "$VOLUME" ]; then
   mkdir -p "$VOLUME"
   exec 9<"$VOLUME"
@@ -95,6 +96,8 @@ class Namespace:
         self._objects: list[Object] = []
         self._secrets: dict[str, Object] = {}  # kept: an upgrade and an uninstall leave them alone
         self._pods: dict[int, Pod] = {}
+        self._addresses_given = 0
+        self.hosts = directory / "hosts"  # one file for all, changed in place
         self.restarts: dict[int, int] = {}
 
     def __enter__(self) -> Self:
@@ -252,12 +255,23 @@ class Namespace:
 
     def _create(self, ordinal: int) -> None:
         self.restarts.setdefault(ordinal, 0)
+        self._move(self._slots[ordinal])
         pod = Pod(
             self, f"{NAME}-{ordinal}", self._slots[ordinal], self.volume(ordinal), pod_of(self._objects)
         )
         pod.write_files(self._objects, self._secrets)
         self._pods[ordinal] = pod
         pod.start()
+
+    def _move(self, slot: str) -> None:
+        """A new pod has a new address, which every name server knows at once."""
+        self._addresses_given += 1
+        address = f"{SUBNET}.{100 + self._addresses_given}"
+        inside = [*self.network.command_prefix(slot), "ip", "addr"]
+        subprocess.run([*inside, "flush", "dev", "eth0"], check=True)
+        subprocess.run([*inside, "add", f"{address}/24", "dev", "eth0"], check=True)
+        self.network.addresses[slot] = address
+        self.hosts.write_text(self._names())
 
     def _delete(self, ordinals: list[int]) -> None:
         """All at once, as `Parallel` has it."""
@@ -272,7 +286,7 @@ class Namespace:
             if pod.restart_if_ended():
                 self.restarts[ordinal] += 1
 
-    def hosts(self) -> str:
+    def _names(self) -> str:
         """The names that Services give: each pod's own, and for clients one that leads to any pod."""
         addresses = [self.network.addresses[slot] for slot in self._slots]
         lines = ["127.0.0.1 localhost"]
@@ -312,7 +326,7 @@ class Pod:
         shutil.rmtree(self._files, ignore_errors=True)
         etc = self._files
         etc.mkdir(parents=True)
-        (etc / "hosts").write_text(self._space.hosts() if self._space._objects else "")
+        (etc / "hosts").touch()
         for volume in self._template["spec"].get("volumes", ()):
             for source in volume.get("projected", {}).get("sources", ()):
                 for path, content in _content(source, among, secrets).items():
@@ -390,7 +404,12 @@ class Pod:
             for name, value in values.items():
                 text = text.replace(f"$({name})", value)
             values[variable["name"]] = text
-        return {**values, "FILES": str(self._files), "VOLUME": str(self._volume or "")}
+        return {
+            **values,
+            "FILES": str(self._files),
+            "HOSTS": str(self._space.hosts),
+            "VOLUME": str(self._volume or ""),
+        }
 
 
 def _content(source: Object, among: list[Object], secrets: Mapping[str, Object]) -> dict[str, bytes]:
