@@ -27,14 +27,14 @@ needs_promtool = pytest.mark.skipif(
     shutil.which("promtool") is None, reason="needs promtool: apt-get install prometheus"
 )
 
-STEP_S = 10
+STEP_S = 30
 Series = Mapping[str, str]
 
 
 class Case(NamedTuple):
     """Series that must raise the alert within `minutes`, and others that must not at any moment of them.
 
-    Values are promtool's: `a+bxn` is a, then n more times b added; one sample in ten seconds.
+    Values are promtool's: `a+bxn` is a, then n more times b added; one sample in thirty seconds.
     """
 
     alert: str
@@ -98,11 +98,11 @@ CASES = [
     Case(
         "RaftkvNodeNotReady",
         bad=on_all("raftkv_ready", steady(1), steady(0)),
-        good=on_all("raftkv_ready", steady(1), "0+0x10 1+0x400"),  # less than two minutes at its start
+        good=on_all("raftkv_ready", steady(1), "0+0x3 1+0x400"),  # less than two minutes at its start
     ),
     Case(
         "RaftkvRestarting",
-        bad=on_all("raftkv_process_start_time_seconds", "1000+0x30 2000+0x30 3000+0x30 4000+0x100"),
+        bad=on_all("raftkv_process_start_time_seconds", "1000+0x8 2000+0x8 3000+0x8 4000+0x100"),
         good=on_all("raftkv_process_start_time_seconds", "1000+0x30 2000+0x400"),
         minutes=16,
     ),
@@ -119,7 +119,7 @@ CASES = [
     Case(
         "RaftkvFollowerLagging",
         bad=on_all("raftkv_peer_lag", "2000+10x400", peer="n2"),
-        good=on_all("raftkv_peer_lag", "0+0x100 50000+0x10 0+0x400", peer="n2"),  # a moment behind
+        good=on_all("raftkv_peer_lag", "0+0x20 50000+0x3 0+0x400", peer="n2"),  # a moment behind
     ),
     Case(
         "RaftkvStateDiverged",
@@ -137,7 +137,7 @@ CASES = [
     ),
     Case(
         "RaftkvDiskFilling",
-        bad={**on_all("raftkv_disk_free_bytes", "20000000000-20000000x400"), **FULL},
+        bad={**on_all("raftkv_disk_free_bytes", "20000000000-60000000x400"), **FULL},
         good={**on_all("raftkv_disk_free_bytes", "20000000000-100000x400"), **FULL},
         minutes=45,
     ),
@@ -288,7 +288,7 @@ def test_every_alert_has_its_cases() -> None:
 @pytest.mark.parametrize("check", [("rules", "alerts.yml"), ("config", "prometheus.yml")])
 def test_promtool_accepts_the_files(check: tuple[str, str]) -> None:
     command = ["promtool", "check", check[0], str(MONITORING / check[1])]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -311,5 +311,5 @@ def test_every_page_of_what_to_do_is_for_an_alert() -> None:
 
 
 def test_the_dashboard_is_what_its_script_makes() -> None:
-    made = subprocess.run([ROOT / "scripts" / "dashboard.py", "--check"], capture_output=True, timeout=300)
+    made = subprocess.run([ROOT / "scripts" / "dashboard.py", "--check"], capture_output=True, timeout=60)
     assert made.returncode == 0, made.stderr.decode()
