@@ -198,7 +198,7 @@ class Prometheus:
         found = self.ask(f"/api/v1/query?query={quote(expression, safe='')}")
         return [] if found is None else list(found["result"])
 
-    def wait(self, expression: str, timeout_s: float = 30) -> list[Any]:
+    def wait(self, expression: str, timeout_s: float = 60) -> list[Any]:
         """The first answer that is not empty."""
         deadline = time.monotonic() + timeout_s
         while not (found := self.query(expression)):

@@ -34,7 +34,7 @@ def raftkv(nodes: LocalCluster, *arguments: str, through: str = "n1") -> subproc
         [sys.executable, "-m", "raftkv", *arguments, "--endpoints", nodes.api_url(through)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
 
 
