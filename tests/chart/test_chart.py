@@ -288,6 +288,8 @@ def test_containers_can_do_no_more_than_they_must(values: Mapping[str, Any]) -> 
                 "readOnlyRootFilesystem": True,
                 "capabilities": {"drop": ["ALL"]},
             }
+            names = [variable["name"] for variable in each.get("env", ())]
+            assert len(names) == len(set(names)), "server-side apply refuses a list with two of a name"
             assert {"requests", "limits"} <= set(each["resources"])
             assert "cpu" not in each["resources"]["limits"], "a node that is throttled loses its leadership"
     accounts = [each for each in among if each["kind"] == "ServiceAccount"]

@@ -147,6 +147,8 @@ def test_tls_on_both_ports_and_tokens_from_the_first_start_to_a_change_of_scale(
     space.upgrade({**values, "replicas": 4})
     space.wait_ready()
     assert space.listed(3) == names(4)
+    for ordinal in range(4):  # three of them pass it on, over TLS, and show who they are
+        assert "revision" in space.execute(ordinal, "raftkv", "kv", "put", f"from {ordinal}", "x")
     space.delete_pod(3)
     space.wait_ready()
     space.upgrade(values)
