@@ -29,9 +29,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module", params=["open", "with TLS and tokens"])
+@pytest.fixture(scope="module")
 def local(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    secure = request.param != "open"
+    secure = request.param == "secure"
     directory = tmp_path_factory.mktemp("postman")
     with LocalCluster(directory, base_port=find_base_port(), tls=secure, auth=secure) as cluster:
         cluster.start_all()
@@ -54,7 +54,12 @@ def walk(url: str, *options: str, **environment: str) -> subprocess.CompletedPro
     )
 
 
-@pytest.mark.parametrize("role", ["leader", "follower"])
+@pytest.mark.parametrize(
+    ("local", "role"),
+    [("open", "leader"), ("open", "follower"), ("secure", "follower")],
+    indirect=["local"],
+    ids=lambda each: str(each),
+)
 def test_the_whole_collection_holds_on_a_live_cluster(local: LocalCluster, role: str, tmp_path: Path) -> None:
     leader = local.wait_leader()
     name = leader if role == "leader" else next(each for each in local.names if each != leader)
