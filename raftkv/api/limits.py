@@ -58,7 +58,7 @@ class Limits:
     idempotency_key_bytes_max: int = 128
     idempotency_bytes_max: int = 256 << 20
     quota_bytes: int = 0
-    disk_free_bytes_min: int = 128 << 20
+    disk_free_bytes_min: int = 64 << 20
     memory_available_bytes_min: int = 64 << 20
     tls_handshake_seconds_max: int = 5
     raft_handshake_seconds_max: int = 5
@@ -134,7 +134,7 @@ LIMITS: tuple[Limit, ...] = (
     ),
     Limit(
         "disk_free_bytes_min",
-        128 << 20,
+        64 << 20,
         0,
         1 << 50,
         "bytes",

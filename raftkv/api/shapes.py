@@ -230,7 +230,7 @@ STATUS: Json = {
         "refusing": [],
         "quota_bytes": 0,
         "disk_free_bytes": 64424509440,
-        "disk_free_bytes_min": 134217728,
+        "disk_free_bytes_min": 67108864,
         "memory_available_bytes": 8589934592,
         "memory_available_bytes_min": 67108864,
         "memory_resident_bytes": 157286400,
