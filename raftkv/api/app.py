@@ -201,7 +201,9 @@ class ApiServer:
                 listener.connect,
                 backlog=BACKLOG,
                 handshake_seconds_max=self.limits.tls_handshake_seconds_max,
-                room=lambda: self.limits.connections_max - self.connections_open,
+                shutdown_seconds_max=self.limits.write_stall_seconds_max,
+                shaking_max=self.limits.connections_max,
+                connections_max=self.limits.connections_max,
             )
             bound = server.address[1]
         self._listeners.append((server, listener))

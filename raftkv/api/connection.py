@@ -38,7 +38,7 @@ from raftkv.api.limits import Limits
 from raftkv.api.routes import METHODS
 from raftkv.api.wire import Answer, answer_head, shown
 from raftkv.errors import BadRequest, Overloaded, RaftkvError
-from raftkv.tls.port import secured
+from raftkv.tls.port import bytes_taken, secured, unsent_mark
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 HEAD_END = b"\r\n\r\n"
@@ -83,6 +83,7 @@ class Connection(RequestHandler):
         "_line_bytes",
         "_refused",
         "_server",
+        "_taken",
         "body_failure",
         "half_closed",
     )
@@ -115,6 +116,7 @@ class Connection(RequestHandler):
         self._body_left: int | None = None  # bytes of it to come; None: chunked
         self._held = b""  # what came while the parser was paused
         self._refused = False
+        self._taken = 0  # of the answers, when last looked; only with TLS
         self.half_closed = False
         # The body that did not come whole, and what is wrong with its encoding ("": it was cut short).
         self.body_failure: tuple[StreamReader, str] | None = None
@@ -344,6 +346,19 @@ class Connection(RequestHandler):
             self._head_timer.cancel()
             self._head_timer = None
 
+    # --- aiohttp's hook for idle connections -------------------------------------------------------
+
+    def _process_keepalive(self) -> None:
+        """With TLS a connection may look idle whose client still takes its answer."""
+        taken = bytes_taken(self.transport)
+        if taken is None or taken == self._taken:
+            super()._process_keepalive()
+            return
+        self._taken = taken
+        self._keepalive_handle = self._loop.call_later(
+            self._server.limits.idle_seconds_max, self._process_keepalive
+        )
+
     # --- aiohttp's hooks for errors ----------------------------------------------------------------
 
     def _make_error_handler(self, err_info: Any) -> Callable[[Any], Awaitable[Any]]:
@@ -374,12 +389,12 @@ class Connection(RequestHandler):
             transport = self.transport
             if transport is None:
                 raise ConnectionResetError("the client is gone")
-            waiting = transport.get_write_buffer_size()
+            waiting = unsent_mark(transport)
             try:
                 async with asyncio.timeout(stall_s):
                     await asyncio.shield(self._drain_helper())
             except TimeoutError:
-                if transport.get_write_buffer_size() >= waiting:
+                if unsent_mark(transport) == waiting:
                     transport.abort()
                     raise ConnectionResetError("the client took nothing of its answer") from None
 

@@ -68,7 +68,7 @@ from raftkv.kv.command import Delete, Put
 from raftkv.metrics import RequestTimes
 from raftkv.model import Applied, Deleted, Written
 from raftkv.service import LINEARIZABLE, Freshness, KVService, keyed
-from raftkv.tls.port import secured
+from raftkv.tls.port import bytes_taken, secured, unsent_mark
 
 T = TypeVar("T")
 
@@ -458,6 +458,7 @@ class HotConnection(asyncio.Protocol):
         "_reading_paused",
         "_resting",
         "_stalled",
+        "_taken",
         "_taking",
         "_transport",
         "_turns",
@@ -491,7 +492,8 @@ class HotConnection(asyncio.Protocol):
         self._half_closed = False
         self._over = False
         self._active_at = 0.0  # when bytes came last
-        self._stalled: tuple[float, int] | None = None  # since when, with how many bytes unsent
+        self._taken = 0  # of the answers, when last looked; only with TLS
+        self._stalled: tuple[float, object] | None = None  # since when, with how many bytes unsent
 
     # --- coming and going --------------------------------------------------------------------------
 
@@ -563,8 +565,8 @@ class HotConnection(asyncio.Protocol):
         """Once a second: is something overdue?"""
         limits = self.server.limits
         if self._writing_paused:
-            unsent = self._transport.get_write_buffer_size()
-            if self._stalled is None or unsent < self._stalled[1]:
+            unsent = unsent_mark(self._transport)
+            if self._stalled is None or unsent != self._stalled[1]:
                 self._stalled = (now, unsent)
             elif now - self._stalled[0] > limits.write_stall_seconds_max:
                 self.abort()
@@ -572,7 +574,17 @@ class HotConnection(asyncio.Protocol):
             if now - self._held_since > UNFINISHED_S:
                 self._leave()
         elif not self._turns and not self._held and now - self._active_at > limits.idle_seconds_max:
+            self._idle_too_long(now)
+
+    def _idle_too_long(self, now: float) -> None:
+        taken = bytes_taken(self._transport)
+        if taken is None:
             self._transport.close()
+        elif taken == self._taken:
+            self.abort()
+        else:  # it has not all of its answer yet, and takes it
+            self._taken = taken
+            self._active_at = now
 
     # --- what comes in -----------------------------------------------------------------------------
 

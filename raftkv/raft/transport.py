@@ -172,7 +172,8 @@ class Transport:
             lambda: _Accepted(self),
             backlog=backlog,
             handshake_seconds_max=self._limits.handshake_seconds_max,
-            room=lambda: self._limits.unauthenticated_connections_max,
+            shaking_max=self._limits.unauthenticated_connections_max,
+            connections_max=4 * self._limits.unauthenticated_connections_max,
         )
 
     async def __aexit__(

@@ -8,15 +8,20 @@ Invariants:
 - Connections in the handshake are bounded by number and by a deadline from their acceptance on; beyond the
   number the oldest goes, since those that mean it take milliseconds.
 - Whoever fails is closed, counted, and complained of with the reason.
+- At most `connections_max` sockets are open, those counted that are being closed: the other end may take its
+  time with what is on its way to it, and must not have the process's files for that.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import logging
 import socket
 import ssl
+import struct
+import termios
 from collections.abc import Callable
 
 from raftkv.complaints import Complaints
@@ -27,7 +32,8 @@ log = logging.getLogger("raftkv.tls")
 ACCEPTS_MAX = 128  # at one turn of the loop, so that a flood leaves it time for others
 OUT_OF_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 OUT_OF_FILES_PAUSE_S = 1.0
-# A peer that is asked for its farewell and does not give it.
+LOOK_SECONDS = 0.2  # between two looks at 10,000 sockets, a millisecond each
+# A member that is asked for its farewell and does not give it.
 SHUTDOWN_S = 2.0
 
 # What OpenSSL calls it -> what it is, and what to do.
@@ -70,10 +76,33 @@ def secured(transport: asyncio.BaseTransport | None) -> bool:
     return transport is not None and transport.get_extra_info("ssl_object") is not None
 
 
+def bytes_taken(transport: asyncio.BaseTransport | None) -> int | None:
+    """How much the other end has taken so far, where something is still on its way to it, else None. Without
+    TLS None as well: the transport's write buffer tells. With TLS that is mostly empty: what waits does so
+    beneath, out of sight."""
+    if transport is None or not secured(transport):
+        return None
+    connection = transport.get_extra_info("socket")
+    (waiting,) = _INT.unpack(fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(_INT.size)))
+    if not waiting:
+        return None
+    known = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_BYTES_ACKED.size)
+    return int(_TCP_BYTES_ACKED.unpack(known)[0])
+
+
+def unsent_mark(transport: asyncio.WriteTransport) -> object:
+    """Another one whenever the other end has taken something of what waits for it."""
+    return transport.get_write_buffer_size(), bytes_taken(transport)
+
+
+_INT = struct.Struct("i")
+_TCP_BYTES_ACKED = struct.Struct("=120xQ")  # struct tcp_info in linux/tcp.h: tcpi_bytes_acked
+
+
 class SecurePort:
     """Made by `open_port`. Each connection is `make`'s protocol; that is called at acceptance.
 
-    `room`: how many connections in the handshake there may be now.
+    `shaking_max`: in the handshake at once; `connections_max`: open in all.
     """
 
     def __init__(
@@ -83,13 +112,19 @@ class SecurePort:
         make: Callable[[], asyncio.Protocol],
         *,
         handshake_seconds_max: float,
-        room: Callable[[], int],
+        shutdown_seconds_max: float,
+        shaking_max: int,
+        connections_max: int,
     ) -> None:
         self._listening = listening
         self._credentials = credentials
         self._make = make
         self._handshake_seconds_max = handshake_seconds_max
-        self._room = room
+        self._shutdown_seconds_max = shutdown_seconds_max
+        self._shaking_max = shaking_max
+        self._connections_max = connections_max
+        self._open: set[socket.socket] = set()  # and some that have closed since it was last looked
+        self._looked_s = 0.0
         self._loop = asyncio.get_running_loop()
         self._shaking: dict[asyncio.Task[None], str] = {}  # oldest first, with the address
         self._complaints = Complaints(log)
@@ -140,7 +175,8 @@ class SecurePort:
 
     def _begin(self, connection: socket.socket, address: str) -> None:
         connection.setblocking(False)
-        if len(self._shaking) >= self._room():
+        full = self._is_full()
+        if full or len(self._shaking) >= self._shaking_max:
             oldest = next(iter(self._shaking), None)
             if oldest is None:
                 self._refused(address, "too many connections are open")
@@ -148,9 +184,18 @@ class SecurePort:
                 return
             self._refused(self._shaking.pop(oldest), "too many TLS handshakes at once; this is the oldest")
             oldest.cancel()
+        self._open.add(connection)
         task = self._loop.create_task(self._shake(connection, address))
         self._shaking[task] = address
         task.add_done_callback(self._ended)
+
+    def _is_full(self) -> bool:
+        """Whether as many are open as may be; what has closed is found out now and then."""
+        now = self._loop.time()
+        if len(self._open) >= self._connections_max and now - self._looked_s > LOOK_SECONDS:
+            self._looked_s = now
+            self._open = {each for each in self._open if each.fileno() >= 0}
+        return len(self._open) >= self._connections_max
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._shaking.pop(task, None)
@@ -162,7 +207,7 @@ class SecurePort:
                 connection,
                 ssl=self._credentials.server,
                 ssl_handshake_timeout=self._handshake_seconds_max,
-                ssl_shutdown_timeout=SHUTDOWN_S,
+                ssl_shutdown_timeout=self._shutdown_seconds_max,
             )
         except OSError as error:  # ssl.SSLError is one, and so is the deadline
             self._refused(address, reason_of(error))
@@ -190,9 +235,12 @@ def open_port(
     *,
     backlog: int,
     handshake_seconds_max: float,
-    room: Callable[[], int],
+    shutdown_seconds_max: float = SHUTDOWN_S,
+    shaking_max: int,
+    connections_max: int,
 ) -> SecurePort:
-    """Listens at once, on the first address that the host name has. Raises OSError."""
+    """Listens at once, on the first address that the host name has. `shutdown_seconds_max`: from when a
+    connection is closed, for its other end to take what is on its way and say farewell. Raises OSError."""
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
@@ -205,7 +253,13 @@ def open_port(
         listening.listen(backlog)
         listening.setblocking(False)
         return SecurePort(
-            listening, credentials, make, handshake_seconds_max=handshake_seconds_max, room=room
+            listening,
+            credentials,
+            make,
+            handshake_seconds_max=handshake_seconds_max,
+            shutdown_seconds_max=shutdown_seconds_max,
+            shaking_max=shaking_max,
+            connections_max=connections_max,
         )
     except BaseException:
         listening.close()
