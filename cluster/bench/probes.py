@@ -37,8 +37,8 @@ from cluster.local import LocalCluster, find_base_port
 
 ROOT = Path(__file__).resolve().parents[2]
 VALUE_BYTES = 128
-SAMPLED_KEYS = 20_000  # of many, that the load goes round
-GROWTH_KEYS = (1_000, 1_000_000)
+FEW, MANY = 1_000, 1_000_000  # keys there are
+SAMPLED = 20_000  # of the many, drawn at random: more than the processor's caches hold
 FILL_LINES = 2_000  # of one batch
 LOADS = (16, 32, 64, 128, 256, 512, 1024, 2048)  # requests under way, each twice the one before
 PIPELINE = 64  # requests in a row on one connection: what a node takes before it stops reading
@@ -185,11 +185,8 @@ class Loaded:
         )
 
 
-def operations(operation: Operation, keys: int, tag: str) -> list[bytes]:
-    """Requests for all the keys, or for a sample of many; the same sample each time."""
-    numbers = list(range(keys))
-    if keys > SAMPLED_KEYS:
-        numbers = random.Random(1).sample(numbers, SAMPLED_KEYS)
+def operations(operation: Operation, numbers: Sequence[int], tag: str) -> list[bytes]:
+    """A request for each of these keys."""
     if operation == "put":
         return [put("raftkv", number, tag, VALUE_BYTES) for number in numbers]
     return [get("raftkv", number, stale=operation == "stale") for number in numbers]
@@ -200,7 +197,7 @@ def operations(operation: Operation, keys: int, tag: str) -> list[bytes]:
 
 def knee(directory: Path, rounds: int, seconds: int, say: Say) -> tuple[list[Seen], list[Bound]]:
     overload = f"{OVERLOAD_CONNECTIONS * PIPELINE} under way, {PIPELINE} pipelined"
-    puts = operations("put", 1_000, "knee")
+    puts = operations("put", range(FEW), "knee")
     pipelines = [b"".join(puts[at : at + PIPELINE]) for at in range(0, len(puts) - PIPELINE, PIPELINE)]
     seen: list[Seen] = []
     with Loaded(directory) as loaded:
@@ -221,7 +218,7 @@ def knee(directory: Path, rounds: int, seconds: int, say: Say) -> tuple[list[See
 
 
 def follower(directory: Path, rounds: int, seconds: int, say: Say) -> tuple[list[Seen], list[Bound]]:
-    puts = operations("put", 1_000, "follower")
+    puts = operations("put", range(FEW), "follower")
     seen: list[Seen] = []
 
     def look(situation: str) -> None:
@@ -275,40 +272,51 @@ NAMES: dict[Operation, str] = {"put": "PUT, 256", "get": "linearizable GET, 64",
 
 
 def growth(directory: Path, rounds: int, seconds: int, say: Say) -> tuple[list[Seen], list[Bound]]:
+    """The same requests beside few keys and beside many. Asked for are as many of the many as there are few,
+    spread over all of them; and then a sample drawn at random, which shows what memory costs that no cache of
+    the processor holds, and would cost in one plain dict as well."""
+    spread = range(0, MANY, MANY // FEW)
+    drawn = random.Random(1).sample(range(MANY), SAMPLED)
     seen: list[Seen] = []
     with contextlib.ExitStack() as stack:
-        clusters = []
-        for keys in GROWTH_KEYS:
-            loaded = stack.enter_context(Loaded(directory / str(keys)))
-            before = memory_bytes(loaded.pids)
-            began = time.monotonic()
-            loaded.fill(keys)
-            grown = [now - then for now, then in zip(memory_bytes(loaded.pids), before, strict=True)]
-            data = keys * (len(key(0)) + VALUE_BYTES)
-            say(
-                f"{keys:,} keys filled in {time.monotonic() - began:.1f} s; the nodes grew by "
-                + ", ".join(f"{each / keys:.0f}" for each in grown)
-                + f" bytes a key, journal in memory included ({data / keys:.0f} are data)"
-            )
-            clusters.append((keys, loaded))
+        few, many = (stack.enter_context(Loaded(directory / str(keys))) for keys in (FEW, MANY))
+        for loaded, keys in ((few, FEW), (many, MANY)):
+            say(fill_and_weigh(loaded, keys))
+        asked: tuple[tuple[str, Loaded, Sequence[int]], ...] = (
+            (f"all of {FEW:,} keys", few, range(FEW)),
+            (f"{FEW:,} of {MANY:,} keys", many, spread),
+            (f"{SAMPLED:,} of {MANY:,} keys", many, drawn),
+        )
         for number in range(1, rounds + 1):
             for operation, connections in CASES:
-                for keys, loaded in clusters:
-                    requests = operations(operation, keys, f"r{number}")
-                    situation = f"{NAMES[operation]}, beside {keys:,} keys"
+                for name, loaded, numbers in asked:
+                    requests = operations(operation, numbers, f"r{number}")
+                    situation = f"{NAMES[operation]}, {name}"
                     seen.append(loaded.see(situation, number, requests, connections, seconds))
                     say(line(seen[-1]))
-    few, many = GROWTH_KEYS
+    base, *others = (name for name, _, _ in asked)
     return seen, [
         Bound(
-            f"CPU of a {NAMES[operation]}, {many:,} keys against {few:,}",
-            f"{NAMES[operation]}, beside {many:,} keys",
-            f"{NAMES[operation]}, beside {few:,} keys",
+            f"CPU of a {NAMES[operation]}, {other}",
+            f"{NAMES[operation]}, {other}",
+            f"{NAMES[operation]}, {base}",
             "cpu_us",
             at_most=1.2,
         )
         for operation, _ in CASES
+        for other in others
     ]
+
+
+def fill_and_weigh(loaded: Loaded, keys: int) -> str:
+    before, began = memory_bytes(loaded.pids), time.monotonic()
+    loaded.fill(keys)
+    grown = [now - then for now, then in zip(memory_bytes(loaded.pids), before, strict=True)]
+    return (
+        f"{keys:,} keys filled in {time.monotonic() - began:.1f} s; the nodes grew by "
+        + ", ".join(f"{each / keys:.0f}" for each in grown)
+        + f" bytes a key, the log in memory included; {len(key(0)) + VALUE_BYTES} are key and value"
+    )
 
 
 def memory_bytes(pids: Sequence[int]) -> list[int]:
@@ -333,11 +341,11 @@ def instruments(directory: Path, rounds: int, seconds: int, say: Say) -> tuple[l
         uncounted = stack.enter_context(Loaded(directory / "uncounted", other))
         both = (("counted, and scraped every second", counted), ("nothing counted", uncounted))
         for _, loaded in both:
-            loaded.fill(1_000)
+            loaded.fill(FEW)
         for number in range(1, rounds + 1):
             for operation, connections in CASES:
                 for name, loaded in both:
-                    requests = operations(operation, 1_000, f"r{number}")
+                    requests = operations(operation, range(FEW), f"r{number}")
                     with scraped(loaded.cluster.api_urls() if loaded is counted else []):
                         situation = f"{NAMES[operation]}, {name}"
                         seen.append(loaded.see(situation, number, requests, connections, seconds))
