@@ -344,7 +344,7 @@ def instruments(directory: Path, rounds: int, seconds: int, say: Say) -> tuple[l
             loaded.fill(FEW)
         for number in range(1, rounds + 1):
             for operation, connections in CASES:
-                for name, loaded in both:
+                for name, loaded in both if number % 2 else reversed(both):
                     requests = operations(operation, range(FEW), f"r{number}")
                     with scraped(loaded.cluster.api_urls() if loaded is counted else []):
                         situation = f"{NAMES[operation]}, {name}"

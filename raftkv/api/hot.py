@@ -16,6 +16,7 @@ Invariants:
   write on its connection sees it.
 - A connection has at most `TURNS_MAX` unanswered requests and holds at most about `PLAIN_BYTES_MAX` of an
   unfinished one; beyond that, and while the client takes no answers, it is not read from.
+- A connection that meets a full queue is not read from for `REST_S` after its refusal.
 - No timer a request: deadlines are the engine's, and the server looks over all connections once a second.
 """
 
