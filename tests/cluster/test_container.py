@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import secrets
 import shutil
@@ -454,6 +455,27 @@ def test_a_snapshot_goes_into_the_ceph_of_the_profile(
     compose.raftkv("kv", "put", "in/ceph", "again")
     wait_for("a second snapshot", lambda: _made(compose))
     assert len(compose.raftkv("snapshot", "list").strip().splitlines()) >= 3  # a line of titles, and two
+
+
+def test_the_postman_collection_holds(compose: Compose) -> None:
+    """From the host, where the addresses that nodes advertise mean nothing; the store is that of the test
+    before. The leader is asked, since it has the operations that publish."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        pytest.skip("needs node and npm")
+    wait_for("the store answers", lambda: _made(compose))
+    leader = compose.leader()
+    follower = next(name for name in NAMES if name != leader)
+    done = subprocess.run(
+        [ROOT / "loadtest" / "postman" / "run", compose.url(leader)],
+        env={**os.environ, "FOLLOWER_URL": compose.url(follower), "REQUIRE_FOLLOWER": "true"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr
+    (asserted,) = re.findall(r"assertions \|\s+(\d+) \|\s+0 \|", done.stdout)
+    say(f"newman against the containers: {asserted} assertions, none failed")
 
 
 def _made(compose: Compose) -> bool:
