@@ -313,7 +313,8 @@ class Invariants:
         if durable is None or durable.term > view.term:
             return  # it follows somebody else by now; what it acknowledged before was so when it was said
         first, last = seen.log[0][1], seen.log[-1][1]
-        if index > last or (index >= first and not durable.holds(index, seen.log[index - first][2])):
+        # `_holders`: what a disk acknowledged before it was wiped may be long on its way.
+        if index > last or (index >= first and not self._holders([peer], index, seen.log[index - first][2])):
             raise Violation(
                 "match",
                 f"{view.name} leads in term {view.term} and believes that {peer} agrees up to {index}",
