@@ -39,7 +39,7 @@ def put(space: Namespace, ordinal: int, key: str, value: bytes) -> None:
 def test_installed_killed_scaled_up_and_down_upgraded_and_installed_again(space: Namespace) -> None:
     space.install(VALUES)
     space.wait_ready()
-    assert set(space.members()) == names(3)
+    space.wait(lambda: set(space.members()) == names(3))
     put(space, 2, "first", b"1")
     space.wait(lambda: all(space.probe(each, "startup") == 200 for each in range(3)))
     assert [space.probe(each, "liveness") for each in range(3)] == [200] * 3
@@ -55,20 +55,21 @@ def test_installed_killed_scaled_up_and_down_upgraded_and_installed_again(space:
     put(space, 4, "second", b"2")
 
     space.upgrade(VALUES)
-    assert set(space.members()) == names(3)
+    space.wait(lambda: set(space.members()) == names(3))
     put(space, 0, "third", b"3")
 
-    space.upgrade({**VALUES, "replicas": 5})  # on the volumes of the members that were removed
+    changed = {**VALUES, "config": {"log_format": "json"}}
+    space.upgrade(changed)  # which restarts them one by one
+    space.wait(lambda: set(space.members()) == names(3))
+
+    space.upgrade({**changed, "replicas": 5})  # on the volumes of the members that were removed
     space.wait(lambda: set(space.members()) == names(5) and "learner" not in space.members().values())
     space.wait_ready()
     assert (space.volume(4) / "node.removed" / "identity.json").exists()
     assert space.get(f"{space.url(4)}/v1/kv/third") == (200, b"3")
 
-    space.upgrade({**VALUES, "replicas": 5, "config": {"log_format": "json"}})
-    assert set(space.members()) == names(5)
-
     space.uninstall()
-    space.install({**VALUES, "replicas": 5})
+    space.install({**changed, "replicas": 5})
     space.wait_ready()
     for ordinal, (key, value) in enumerate({"first": b"1", "second": b"2", "third": b"3"}.items()):
         assert space.get(f"{space.url(ordinal)}/v1/kv/{key}") == (200, value)
@@ -82,13 +83,13 @@ def test_a_pod_that_comes_without_the_upgrade_waits_and_one_that_goes_without_it
     space.scale_behind_its_back(4)
     space.wait(lambda: space.restarts[3] >= 1)
     assert "--name kv-raftkv-3 is not among the members" in space.log(3)
-    assert set(space.members()) == names(3)
+    space.wait(lambda: set(space.members()) == names(3))
     space.upgrade({**VALUES, "replicas": 4})
     space.wait(lambda: space.members().get(f"{NAME}-3") in ("follower", "leader"))
 
     space.scale_behind_its_back(3)
     space.wait_ready()
-    assert set(space.members()) == names(4), "it still counts"
+    space.wait(lambda: set(space.members()) == names(4))  # it still counts
     put(space, 0, "still", b"there")
     space.upgrade({**VALUES, "replicas": 4})
     space.wait_ready()
@@ -116,7 +117,7 @@ def test_a_cluster_that_can_not_be_asked_does_not_keep_an_upgrade_from_mending_i
     space.install(VALUES)
     space.wait_ready()
     space.scale_behind_its_back(0)
-    space.upgrade({**VALUES, "config": {"log_format": "json"}, "membership": {"timeoutSeconds": 10}})
+    space.upgrade({**VALUES, "membership": {"timeoutSeconds": 10}})
     space.wait_ready()
 
 
@@ -130,7 +131,7 @@ def test_one_member_alone_grows_to_three_and_back(space: Namespace) -> None:
     space.delete_pod(0)  # whoever leads, another one takes over first
     space.wait_ready()
     space.upgrade({**VALUES, "replicas": 1})
-    assert space.members() == {f"{NAME}-0": "leader"}
+    space.wait(lambda: space.members() == {f"{NAME}-0": "leader"})
     assert space.get(f"{space.url(0)}/v1/kv/first") == (200, b"1")
 
 
