@@ -27,7 +27,9 @@ DEADLINE_S = 20.0
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     data_dir = tmp_path_factory.mktemp("tokens")
     arguments = ("--audit-file", str(data_dir / "audit.log"), "--log-level", "debug")
-    with LocalCluster(data_dir, base_port=find_base_port(), auth=True, extra_args=arguments) as made:
+    with LocalCluster(
+        data_dir, base_port=find_base_port(), auth=True, tls=True, extra_args=arguments
+    ) as made:
         for name in made.names:
             made.start(name)
         made.wait_ready()
@@ -38,7 +40,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
 
 
 def admin_of(cluster: LocalCluster) -> SyncClient:
-    return SyncClient(cluster.api_urls(), token=cluster.token)
+    return client_of(cluster, cluster.token)
+
+
+def client_of(cluster: LocalCluster, token: str | None, url: str | None = None) -> SyncClient:
+    return SyncClient(url or cluster.api_urls(), token=token, tls=cluster.client_tls)
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -59,7 +65,9 @@ def status_of(call: Callable[[], Any]) -> int:
 def run(cluster: LocalCluster, *words: str, token: str | None = None) -> Result:
     """The command line, with the token in the environment."""
     arguments = [*words, "--endpoints", ",".join(cluster.api_urls())]
-    return CliRunner().invoke(cli, arguments, env={"RAFTKV_TOKEN": token}, catch_exceptions=False)
+    tls = {"ca": "ca.pem", "cert": "client.pem", "key": "client.key"}
+    files = {f"RAFTKV_{name.upper()}_FILE": str(cluster.tls_dir / file) for name, file in tls.items()}
+    return CliRunner().invoke(cli, arguments, env={"RAFTKV_TOKEN": token, **files}, catch_exceptions=False)
 
 
 def test_the_first_token_is_made_once_and_others_by_it(cluster: LocalCluster, tmp_path: Path) -> None:
@@ -113,12 +121,12 @@ def test_a_token_counts_on_every_node_at_once_and_no_more_when_revoked(cluster: 
         for _ in range(5):
             made = admin.create_token("w", [("read", "w/"), ("write", "w/")])
             for url in cluster.api_urls():
-                with SyncClient(url, token=made["token"]) as client:
+                with client_of(cluster, made["token"], url) as client:
                     client.put("w/x", b"v")
                     assert client.get("w/x").value == b"v"
             admin.revoke_token(made["id"])
             for url in cluster.api_urls():
-                with SyncClient(url, token=made["token"]) as client:
+                with client_of(cluster, made["token"], url) as client:
                     with pytest.raises(BadRequest, match="unauthenticated"):
                         client.get("w/x")  # linearizable, so it can't be older than the revocation
                     with pytest.raises(BadRequest, match="unauthenticated"):
@@ -136,19 +144,19 @@ def test_tokens_outlive_kills_and_come_with_a_snapshot(cluster: LocalCluster) ->
         cluster.start(name)
     cluster.wait_ready()
     for token in (made["token"], later["token"]):
-        with SyncClient(cluster.api_urls(), token=token) as client:
+        with client_of(cluster, token) as client:
             assert client.get("k").value == b"v"
 
 
 def test_no_secret_is_anywhere_in_the_clear(cluster: LocalCluster, tmp_path: Path) -> None:
-    """Tokens and the cluster's secret, planted in all that a client can send, are looked for in everything
-    that the nodes write and say."""
+    """Tokens, planted in all that a client can send, the cluster's secret and private keys are looked for
+    in everything that the nodes write and say."""
     admin_token, bundle = cluster.token, tmp_path / "bundle.tar.gz"
     assert admin_token is not None
     with admin_of(cluster) as admin:
         made = admin.create_token("planted", [("admin", "p/")], rate=10_000)
         texts = [admin_token, made["token"]]
-        with SyncClient(cluster.api_urls(), token=made["token"]) as client:
+        with client_of(cluster, made["token"]) as client:
             client.put("p/x", b"v")
             for path in ("other", "p/absent"):
                 with pytest.raises(ClientError):
@@ -183,8 +191,11 @@ def test_no_secret_is_anywhere_in_the_clear(cluster: LocalCluster, tmp_path: Pat
         for text in (admin_token.rpartition("_")[2], made["token"].rpartition("_")[2], secret)
         for form in (text.encode(), base64.b64encode(text.encode()), bytes.fromhex(text))
     ]
+    keys = list(cluster.tls_dir.rglob("*.key"))
+    needles += [line for key in keys for line in key.read_bytes().splitlines()[1:-1] if len(line) > 40]
+    assert len(needles) > 9 + len(keys)
     files = [path for path in cluster.data_dir.rglob("*") if path.is_file()]
-    kept = {cluster.token_path, cluster.secret_path}  # where they belong
+    kept = {cluster.token_path, cluster.secret_path, *keys}  # where they belong
     assert needles[0] in cluster.token_path.read_bytes()  # the search finds what is there
     everything = {str(path): read(path) for path in files if path not in kept}
     assert any("journal" in path for path in everything)
@@ -215,7 +226,9 @@ def read(path: Path) -> bytes:
 def cluster_get(cluster: LocalCluster, name: str, path: str, headers: dict[str, str]) -> None:
     import http.client
 
-    connection = http.client.HTTPConnection(cluster.host(name), cluster.api_port(name), timeout=10)
+    connection = http.client.HTTPSConnection(
+        cluster.host(name), cluster.api_port(name), timeout=10, context=cluster.client_tls
+    )
     connection.request("GET", path, headers=headers)
     assert connection.getresponse().status == 401
     connection.close()
