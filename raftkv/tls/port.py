@@ -23,6 +23,7 @@ import ssl
 import struct
 import termios
 from collections.abc import Callable
+from functools import partial
 
 from raftkv.complaints import Complaints
 from raftkv.tls.credentials import Credentials
@@ -32,7 +33,8 @@ log = logging.getLogger("raftkv.tls")
 ACCEPTS_MAX = 128  # at one turn of the loop, so that a flood leaves it time for others
 OUT_OF_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 OUT_OF_FILES_PAUSE_S = 1.0
-LOOK_SECONDS = 0.2  # between two looks at 10,000 sockets, a millisecond each
+LOOK_SECONDS_A_SOCKET = 2e-5  # between two looks at which are open: a look takes 1/200 of it …
+SOCKETS_FEW = 1000  # … beyond so many
 # A member that is asked for its farewell and does not give it.
 SHUTDOWN_S = 2.0
 
@@ -187,18 +189,21 @@ class SecurePort:
         self._open.add(connection)
         task = self._loop.create_task(self._shake(connection, address))
         self._shaking[task] = address
-        task.add_done_callback(self._ended)
+        task.add_done_callback(partial(self._ended, connection))
 
     def _is_full(self) -> bool:
         """Whether as many are open as may be; what has closed is found out now and then."""
         now = self._loop.time()
-        if len(self._open) >= self._connections_max and now - self._looked_s > LOOK_SECONDS:
+        waited = now - self._looked_s >= LOOK_SECONDS_A_SOCKET * (self._connections_max - SOCKETS_FEW)
+        if len(self._open) >= self._connections_max and waited:
             self._looked_s = now
             self._open = {each for each in self._open if each.fileno() >= 0}
         return len(self._open) >= self._connections_max
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
         self._shaking.pop(task, None)
+        if task.cancelled():  # perhaps before it began
+            connection.close()
 
     async def _shake(self, connection: socket.socket, address: str) -> None:
         try:
@@ -212,9 +217,6 @@ class SecurePort:
         except OSError as error:  # ssl.SSLError is one, and so is the deadline
             self._refused(address, reason_of(error))
             connection.close()
-        except asyncio.CancelledError:
-            connection.close()
-            raise
 
     def _refused(self, address: str, reason: str) -> None:
         self._credentials.refused += 1
