@@ -294,6 +294,8 @@ class MemberProcess(NodeProcess):
         """As the API does it: a leader that is to go hands over first."""
         if not self.formed:
             return
+        if not self._world.is_prudent(self.engine.membership, change):
+            return
         if isinstance(change, Remove) and change.name == self.name:
             self.engine.transfer_leadership()
             return
@@ -458,10 +460,21 @@ class MemberWorld(World):
         found = [self.committed]
         for process in self.processes.values():
             if isinstance(process, MemberProcess) and process.formed:
-                found += [
-                    m for _, m in process.engine.core.configurations if m.version >= self.committed.version
-                ]
-        return found
+                found += [membership for _, membership in process.engine.core.configurations]
+        for disk in (*self.invariants.durable.values(), *self.invariants.on_disk.values()):
+            entries = () if disk is None else disk.entries
+            found += [decode_membership(p) for p, i, _ in entries if p[:1] == MEMBERSHIP_ENTRY and i > 1]
+        return [membership for membership in found if membership.version >= self.committed.version]
+
+    def is_prudent(self, before: Membership, change: Change) -> bool:
+        """Nobody changes the voters while a disk is lost that the rest would need: the leader may not have
+        noticed yet, and then it is two failures at once."""
+        if not isinstance(change, Remove | Promote):
+            return True
+        others = [name for name in before.voters if name != change.name]
+        voters = [*others, change.name] if isinstance(change, Promote) else others
+        whole = [name for name in voters if self._has_its_disk(before, name)]
+        return len(whole) >= majority(len(voters))
 
     def _may_lose(self, membership: Membership, name: str) -> bool:
         """A learner may be promoted just now: then it is one of the voters that were lost."""

@@ -121,7 +121,12 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "minority-commit",
         "half of the voters is taken for a majority",
-        (core.Core, "advance_commit", "quorum_index([durable,", "max([0,"),
+        (
+            core.Core,
+            "advance_commit",
+            "self._of_voters(durable, _matched)",
+            "max(_matched(p) for p in self.progress.values())",
+        ),
         nodes=5,
     ),
     # --- elections ---
@@ -436,8 +441,8 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             core.Core,
             "confirmed_sequence",
-            "return quorum_index(",
-            "return self.sequence\n    return quorum_index(",
+            "return self._of_voters(",
+            "return self.sequence\n    return self._of_voters(",
         ),
     ),
     _mutant(
