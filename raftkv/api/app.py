@@ -57,6 +57,7 @@ from raftkv.api.wire import (
     route_of,
     shown,
     split_target,
+    usable_request_id,
 )
 from raftkv.errors import BadRequest, Draining, NotLeader, RaftkvError
 from raftkv.metrics import Metrics, RequestTimes
@@ -277,7 +278,7 @@ class ApiServer:
         try:
             try:
                 headers = collect_headers(message.raw_headers)
-                request_id = request_id_of(headers) or self.new_request_id()
+                request_id = usable_request_id(headers) or self.new_request_id()
                 check_version(message.version)
                 target = message.path.encode("utf-8", "surrogateescape")
                 path, query = split_target(target)
@@ -285,6 +286,7 @@ class ApiServer:
                 label, effect = found.route.template, found.route.effect
                 asked = not ops and found.route.access != "open"
                 caller = await self.admission.identify(headers) if asked else ANYONE
+                request_id_of(headers)
                 call = Call(
                     self.service,
                     self.limits,

@@ -301,8 +301,14 @@ _IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,128}")
 _CONTENT_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,127}/[A-Za-z0-9!#$&^_.+-]{1,127}(?:\s*;[\x20-\x7e]*)?")
 
 
+def usable_request_id(headers: Mapping[str, str]) -> str | None:
+    """The client's own, if it sent one that is allowed."""
+    value = headers.get("Request-Id")
+    return value if value is not None and _REQUEST_ID.fullmatch(value) else None
+
+
 def request_id_of(headers: Mapping[str, str]) -> str | None:
-    """The client's own, if it sent one."""
+    """The client's own, if it sent one. Raises BadRequest for one that is not allowed."""
     value = headers.get("Request-Id")
     if value is None or _REQUEST_ID.fullmatch(value):
         return value
