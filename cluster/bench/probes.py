@@ -34,6 +34,7 @@ from cluster.bench.requests import Case, Operation, get, key, put, value
 from cluster.bench.results import markdown
 from cluster.bench.systems import ask
 from cluster.local import LocalCluster, find_base_port
+from raftkv.client import SyncClient
 
 ROOT = Path(__file__).resolve().parents[2]
 VALUE_BYTES = 128
@@ -44,6 +45,9 @@ LOADS = (16, 32, 64, 128, 256, 512, 1024, 2048)  # requests under way, each twic
 PIPELINE = 64  # requests in a row on one connection: what a node takes before it stops reading
 OVERLOAD_CONNECTIONS = 512  # times PIPELINE: three times the writes that a node admits
 KNEE_GAIN = 1.1  # twice the load brings less than this much more: that is the knee
+PUT_LOG_BYTES = 200  # of log that a PUT takes, about
+SNAPSHOT_LOG_BYTES = 64 << 20  # --snapshot-log-bytes-max as it is by default
+SETTLE_SECONDS = 90  # a snapshot of a million keys takes 10 s where nothing else is to do
 DUTY_SECONDS = 0.05  # a slow follower is stopped for so long, and runs for so long
 
 Say = Callable[[str], None]
@@ -163,6 +167,17 @@ class Loaded:
             )
             assert answers.count(b'"revision"') == lines.count("\n"), answers[-300:]
 
+    def settle(self) -> None:
+        """Until no node is making a snapshot, and all have applied the same."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while True:
+            found = [status for status in self.cluster.statuses().values() if status is not None]
+            idle = all(status["snapshot"]["state"] == "idle" for status in found)
+            if idle and len({status["applied_index"] for status in found}) == 1:
+                return
+            assert time.monotonic() < deadline, f"not at rest in {SETTLE_SECONDS} s: {found}"
+            time.sleep(0.1)
+
     def see(
         self, situation: str, number: int, requests: Sequence[bytes], connections: int, seconds: int
     ) -> Seen:
@@ -274,7 +289,8 @@ NAMES: dict[Operation, str] = {"put": "PUT, 256", "get": "linearizable GET, 64",
 def growth(directory: Path, rounds: int, seconds: int, say: Say) -> tuple[list[Seen], list[Bound]]:
     """The same requests beside few keys and beside many. Asked for are as many of the many as there are few,
     spread over all of them; and then a sample drawn at random, which shows what memory costs that no cache of
-    the processor holds, and would cost in one plain dict as well."""
+    the processor holds, and would cost in one plain dict as well. Each begins at rest, so that none pays for
+    a snapshot that the one before made due; what a snapshot costs is said apart."""
     spread = range(0, MANY, MANY // FEW)
     drawn = random.Random(1).sample(range(MANY), SAMPLED)
     seen: list[Seen] = []
@@ -282,6 +298,8 @@ def growth(directory: Path, rounds: int, seconds: int, say: Say) -> tuple[list[S
         few, many = (stack.enter_context(Loaded(directory / str(keys))) for keys in (FEW, MANY))
         for loaded, keys in ((few, FEW), (many, MANY)):
             say(fill_and_weigh(loaded, keys))
+            loaded.settle()
+            say(weigh_snapshot(loaded, keys))
         asked: tuple[tuple[str, Loaded, Sequence[int]], ...] = (
             (f"all of {FEW:,} keys", few, range(FEW)),
             (f"{FEW:,} of {MANY:,} keys", many, spread),
@@ -292,6 +310,7 @@ def growth(directory: Path, rounds: int, seconds: int, say: Say) -> tuple[list[S
                 for name, loaded, numbers in asked:
                     requests = operations(operation, numbers, f"r{number}")
                     situation = f"{NAMES[operation]}, {name}"
+                    loaded.settle()
                     seen.append(loaded.see(situation, number, requests, connections, seconds))
                     say(line(seen[-1]))
     base, *others = (name for name, _, _ in asked)
@@ -316,6 +335,23 @@ def fill_and_weigh(loaded: Loaded, keys: int) -> str:
         f"{keys:,} keys filled in {time.monotonic() - began:.1f} s; the nodes grew by "
         + ", ".join(f"{each / keys:.0f}" for each in grown)
         + f" bytes a key, the log in memory included; {len(key(0)) + VALUE_BYTES} are key and value"
+    )
+
+
+def weigh_snapshot(loaded: Loaded, keys: int) -> str:
+    """What it costs the node that makes one, and so each PUT until the next is due."""
+    leader = loaded.cluster.wait_leader()
+    pid = loaded.cluster.pid(leader)
+    assert pid is not None
+    with SyncClient(loaded.cluster.api_url(leader)) as client:
+        client.put("one-more", b"")  # else the newest snapshot would do
+        before = cpu_seconds([pid])
+        client.create_snapshot(loaded.cluster.api_url(leader))
+    seconds = cpu_seconds([pid]) - before
+    a_put = seconds * 1e6 * PUT_LOG_BYTES / SNAPSHOT_LOG_BYTES
+    return (
+        f"a snapshot of {keys:,} keys takes a node {seconds:.2f} s of CPU time; one is due after "
+        f"{SNAPSHOT_LOG_BYTES >> 20} MiB of log, which is {a_put:.1f} µs a PUT"
     )
 
 
