@@ -18,9 +18,12 @@ from random import Random
 from types import SimpleNamespace, TracebackType
 from typing import Final, Self
 from urllib.parse import quote, urlencode
+from weakref import WeakKeyDictionary
 
 import aiohttp
 import msgspec
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.tracing import Trace
 from yarl import URL
 
 from raftkv.client.answers import (
@@ -119,9 +122,14 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        for session in self._sessions.values():
-            await session.close()
+        """Returns when every connection is closed, so that the loop may be too."""
+        sessions = list(self._sessions.values())
         self._sessions.clear()
+        for session in sessions:
+            connector = session.connector
+            await session.close()
+            if isinstance(connector, _Connector):
+                await connector.abort()
 
     # --- one key ------------------------------------------------------------------------------------
 
@@ -824,7 +832,7 @@ class Client:
         """`fresh`: each request on a connection of its own. A kept-alive one may have been closed by the
         node a moment ago, which for a write without a key would be an outcome unknown for nothing."""
         if fresh not in self._sessions:
-            connector = aiohttp.TCPConnector(
+            connector = _Connector(
                 limit=CONNECTIONS_MAX, force_close=fresh, ssl=True if self._tls is None else self._tls
             )
             session = aiohttp.ClientSession(
@@ -842,6 +850,36 @@ class Client:
     def _deadline(self, timeout_s: float | None) -> float:
         allowed_s = self._timeout_s if timeout_s is None else _checked_timeout(timeout_s)
         return asyncio.get_running_loop().time() + allowed_s
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Knows every connection it made until that one is closed.
+
+    aiohttp's `close` waits for those that it still has. One that it let go before (an answer cut short, a
+    session of `fresh` connections) is by then in TLS's closing handshake, for as long as the node takes over
+    its part of it; a loop that is closed meanwhile leaves the socket open behind it.
+    """
+
+    def __init__(self, *, limit: int, force_close: bool, ssl: ssl.SSLContext | bool) -> None:
+        super().__init__(limit=limit, force_close=force_close, ssl=ssl)
+        self._made: WeakKeyDictionary[ResponseHandler, asyncio.Transport] = WeakKeyDictionary()
+
+    async def _create_connection(
+        self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
+    ) -> ResponseHandler:
+        protocol = await super()._create_connection(req, traces, timeout)
+        if protocol.transport is not None:
+            self._made[protocol] = protocol.transport
+        return protocol
+
+    async def abort(self) -> None:
+        """Closes what is still open at once, and returns when all is closed."""
+        closing = []
+        for protocol, transport in list(self._made.items()):
+            transport.abort()
+            if protocol.closed is not None:
+                closing.append(protocol.closed)
+        await asyncio.gather(*closing, return_exceptions=True)
 
 
 class _Link:

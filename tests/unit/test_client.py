@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import socket
+import ssl
 import time
+import warnings
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -22,6 +27,7 @@ from raftkv.client import (
     Unavailable,
     parse_endpoints,
 )
+from tests.certificates import Certificates
 from tests.unit.fake_node import Drop, FakeNode, Reply, Request, Silence, problem, redirect, written
 
 NO_LEADER = problem(503, "no_leader", retryable=True, Retry_After=1)
@@ -344,6 +350,53 @@ async def test_a_given_idempotency_key_is_used_as_it_is() -> None:
     async with FakeNode(written()) as node, Client(node.url, idempotent=False) as client:
         await client.put("k", b"v", idempotency_key="mine")
         assert node.requests[0].idempotency_key == "mine"
+
+
+def test_closing_does_not_wait_for_a_node_to_end_tls_and_leaves_no_socket_open(tmp_path: Path) -> None:
+    """The node answers, and then takes no part in TLS's closing handshake."""
+    certificates = Certificates(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificates.node("n1"))
+    trusting = ssl.create_default_context(cafile=str(certificates.ca))
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        ThreadPoolExecutor(1) as thread,
+        warnings.catch_warnings(record=True) as warned,
+    ):
+        warnings.simplefilter("always")
+        listener.settimeout(20)
+        connected = thread.submit(_answer_over_tls, listener, context)
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        with SyncClient(url, tls=trusting, idempotent=False) as client:  # so on a connection of its own
+            assert client.put("k", "v").revision == 5
+        gc.collect()
+        with connected.result() as connection:
+            assert _ends(connection)
+    assert [str(each.message) for each in warned] == []
+
+
+def _answer_over_tls(listener: socket.socket, context: ssl.SSLContext) -> socket.socket:
+    """Answers one request; gives back the connection below TLS."""
+    connection, _ = listener.accept()
+    secured = context.wrap_socket(connection, server_side=True)
+    secured.settimeout(20)
+    request = b""
+    while not request.endswith(b"\r\n\r\nv"):
+        request += secured.recv(65536)
+    body = b'{"revision": 5}'
+    secured.sendall(b"HTTP/1.1 201 Created\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+    below = socket.socket(fileno=secured.detach())
+    below.settimeout(20)
+    return below
+
+
+def _ends(connection: socket.socket) -> bool:
+    try:
+        while connection.recv(65536):
+            pass
+    except ConnectionResetError:
+        pass
+    return True
 
 
 def test_endpoints_are_urls_or_host_and_port() -> None:
