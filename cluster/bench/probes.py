@@ -287,10 +287,12 @@ NAMES: dict[Operation, str] = {"put": "PUT, 256", "get": "linearizable GET, 64",
 
 
 def growth(directory: Path, rounds: int, seconds: int, say: Say) -> tuple[list[Seen], list[Bound]]:
-    """The same requests beside few keys and beside many. Asked for are as many of the many as there are few,
-    spread over all of them; and then a sample drawn at random, which shows what memory costs that no cache of
-    the processor holds, and would cost in one plain dict as well. Each begins at rest, so that none pays for
-    a snapshot that the one before made due; what a snapshot costs is said apart."""
+    """The same requests beside few keys and beside many. Asked for are as many of the many as there are few:
+    neighbours, which says what the number of keys costs alone; then spread over all of them, each on pages of
+    memory of its own; and then a larger sample drawn at random, which no cache of the processor holds. The
+    last two would cost more in one plain dict as well. Each begins at rest, so that none pays for a snapshot
+    that the one before made due; what a snapshot costs is said apart."""
+    neighbours = range(MANY // 2, MANY // 2 + FEW)
     spread = range(0, MANY, MANY // FEW)
     drawn = random.Random(1).sample(range(MANY), SAMPLED)
     seen: list[Seen] = []
@@ -302,6 +304,7 @@ def growth(directory: Path, rounds: int, seconds: int, say: Say) -> tuple[list[S
             say(weigh_snapshot(loaded, keys))
         asked: tuple[tuple[str, Loaded, Sequence[int]], ...] = (
             (f"all of {FEW:,} keys", few, range(FEW)),
+            (f"{FEW:,} neighbours of {MANY:,} keys", many, neighbours),
             (f"{FEW:,} of {MANY:,} keys", many, spread),
             (f"{SAMPLED:,} of {MANY:,} keys", many, drawn),
         )

@@ -8,6 +8,7 @@ writes of one where there is no idempotency key.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import secrets
 import ssl
@@ -890,8 +891,18 @@ class _Link:
         self.made = False
 
     def failed(self, course: Course, what: str, error: Exception) -> Step:
-        detail = f"{what}: {str(error) or 'no answer in time'}"
+        detail = f"{what}: {_reason(error)}"
         return course.lost(detail) if self.made else course.not_sent(detail)
+
+
+def _reason(error: Exception) -> str:
+    """In the words of the system's errors where it is one of those: aiohttp's add settings of its own."""
+    cause: Exception = error
+    if isinstance(error, aiohttp.ClientConnectorError):
+        cause = error.os_error
+        if isinstance(cause, ConnectionError) and cause.errno:
+            return os.strerror(cause.errno).lower()
+    return str(cause) or "no answer in time"
 
 
 def _link_tracing() -> aiohttp.TraceConfig:

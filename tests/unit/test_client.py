@@ -211,8 +211,9 @@ async def test_silence_until_the_deadline_leaves_a_write_unknown_and_a_read_unav
 
 
 async def test_no_node_at_all_is_unavailable_and_not_applied() -> None:
-    async with Client(refused_port(), timeout_s=0.2) as client:
-        with pytest.raises(Unavailable) as refused:
+    url = refused_port()
+    async with Client(url, timeout_s=0.2) as client:
+        with pytest.raises(Unavailable, match=f"PUT {url}: connection refused") as refused:
             await client.put("k", b"v")
         assert refused.value.outcome == "not_applied"
 
