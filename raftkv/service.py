@@ -42,7 +42,7 @@ from raftkv.kv.command import Append, Command, Idempotency, Put, encode
 from raftkv.kv.image import Image
 from raftkv.kv.machine import Machine, prefix_end
 from raftkv.model import Applied, IdempotencyMismatch, Item, Membership
-from raftkv.raft.membership import Change, Standing, standing_of
+from raftkv.raft.membership import Change, Quorum, quorum_of
 from raftkv.raft.status import Leadership, NodeStatus
 from raftkv.room import Room
 from raftkv.snapshot.codec import Chunk, Manifest
@@ -152,8 +152,8 @@ class RangePage:
 class Changed:
     """A change of membership: what must answer before and after it, and what does."""
 
-    before: Standing
-    after: Standing
+    before: Quorum
+    after: Quorum
 
 
 class KVService:
@@ -537,7 +537,7 @@ class KVService:
         before, after, reachable = self.consensus.plan_membership(change)
         if not dry_run:
             after = await self.consensus.change_membership(change, timeout_s=timeout_s)
-        return Changed(standing_of(before, reachable), standing_of(after, reachable))
+        return Changed(quorum_of(before, reachable), quorum_of(after, reachable))
 
     async def transfer_leadership(self, to: str | None) -> Leadership:
         """Who leads once it is done; None: whoever holds most of the log takes over.

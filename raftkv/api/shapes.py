@@ -16,7 +16,7 @@ from raftkv.api.alarms import Alarm
 from raftkv.api.bodies import LineBody, TransactionBody
 from raftkv.api.members import MemberBody, TransferBody
 from raftkv.api.tokens import CreateBody
-from raftkv.raft.membership import Standing
+from raftkv.raft.membership import Quorum
 from raftkv.raft.status import NodeStatus, PeerStatus
 
 Json = dict[str, Any]
@@ -120,8 +120,8 @@ SCHEMAS: dict[str, Json] = {
         {"checks": listed(record({"name": TEXT, "ok": YES_OR_NO, "detail": TEXT}))},
     ),
     **_of_types(NodeStatus, PeerStatus, Alarm, TransactionBody, LineBody),
-    **_of_types(TransferBody, MemberBody, Standing, CreateBody),
-    "MembershipChange": record({"dry_run": YES_OR_NO, "before": ref("Standing"), "after": ref("Standing")}),
+    **_of_types(TransferBody, MemberBody, Quorum, CreateBody),
+    "MembershipChange": record({"dry_run": YES_OR_NO, "before": ref("Quorum"), "after": ref("Quorum")}),
 }
 
 

@@ -166,7 +166,7 @@ def _in_order(members: Collection[Member]) -> tuple[Member, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Quorum:
     """Of one membership: `quorum` of `voters` must answer; `tolerance` more than are gone now may go."""
 
     voters: tuple[str, ...]
@@ -176,22 +176,22 @@ class Standing:
     tolerance: int
 
 
-def standing_of(membership: Membership, reachable: Collection[str]) -> Standing:
+def quorum_of(membership: Membership, reachable: Collection[str]) -> Quorum:
     """`reachable`: the names that answer, the leader's own among them. A negative tolerance: no quorum."""
     voters = membership.voters
     there = sum(name in reachable for name in voters)
     quorum = majority(len(voters))
-    return Standing(voters, membership.learners, quorum, there, there - quorum)
+    return Quorum(voters, membership.learners, quorum, there, there - quorum)
 
 
 def check_quorum(before: Membership, after: Membership, reachable: Collection[str]) -> None:
     """Raises QuorumAtRisk where too few of the voters after the change answer now to commit anything."""
-    standing = standing_of(after, reachable)
-    if after.voters == before.voters or standing.tolerance >= 0:
+    quorum = quorum_of(after, reachable)
+    if after.voters == before.voters or quorum.tolerance >= 0:
         return
     silent = [name for name in after.voters if name not in reachable]
     raise QuorumAtRisk(
-        f"after this change {standing.quorum} of the voters {', '.join(after.voters)} must answer, and "
+        f"after this change {quorum.quorum} of the voters {', '.join(after.voters)} must answer, and "
         f"{', '.join(silent)} do not now: the cluster would stand still. Bring them back, or remove them"
     )
 

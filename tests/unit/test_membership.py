@@ -31,7 +31,7 @@ from raftkv.raft.membership import (
     check_quorum,
     decode_membership,
     encode_membership,
-    standing_of,
+    quorum_of,
 )
 from raftkv.raft.messages import AppendEntries, AppendReply, Entry, RequestVote
 from raftkv.raft.roster import Roster
@@ -104,9 +104,9 @@ def test_a_change_that_would_stop_the_cluster_is_refused() -> None:
 
 
 def test_quorum_and_tolerance() -> None:
-    standing = standing_of(after(THREE, Add(N4)), {"n1", "n2", "n4"})
-    assert (standing.quorum, standing.reachable, standing.tolerance) == (2, 2, 0)
-    assert standing.learners == ("n4",)
+    quorum = quorum_of(after(THREE, Add(N4)), {"n1", "n2", "n4"})
+    assert (quorum.quorum, quorum.reachable, quorum.tolerance) == (2, 2, 0)
+    assert quorum.learners == ("n4",)
 
 
 def test_a_membership_survives_its_bytes_and_the_first_release_reads_the_same() -> None:
