@@ -14,7 +14,7 @@ import secrets
 import ssl
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from random import Random
 from types import SimpleNamespace, TracebackType
 from typing import Final, Self
@@ -877,9 +877,11 @@ class _Connector(aiohttp.TCPConnector):
         """Closes what is still open at once, and returns when all is closed."""
         closing = []
         for protocol, transport in list(self._made.items()):
-            transport.abort()
-            if protocol.closed is not None:
-                closing.append(protocol.closed)
+            if (closed := protocol.closed) is not None:
+                closing.append(closed)
+                # asyncio's transport of TLS has nothing left to abort where it was closed after it was lost.
+                with suppress(AttributeError):
+                    transport.abort()
         await asyncio.gather(*closing, return_exceptions=True)
 
 

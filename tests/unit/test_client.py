@@ -27,6 +27,7 @@ from raftkv.client import (
     Unavailable,
     parse_endpoints,
 )
+from raftkv.client.asynchronous import _Connector
 from tests.certificates import Certificates
 from tests.unit.fake_node import Drop, FakeNode, Reply, Request, Silence, problem, redirect, written
 
@@ -374,6 +375,31 @@ def test_closing_does_not_wait_for_a_node_to_end_tls_and_leaves_no_socket_open(t
         with connected.result() as connection:
             assert _ends(connection)
     assert [str(each.message) for each in warned] == []
+
+
+async def test_a_connection_closed_after_it_was_lost_does_not_keep_the_client_from_closing(
+    tmp_path: Path,
+) -> None:
+    """So aiohttp may do with one whose answer is still read when the node ends it."""
+    certificates = Certificates(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificates.node("n1"))
+    trusting = ssl.create_default_context(cafile=str(certificates.ca))
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as thread:
+        listener.settimeout(20)
+        connected = thread.submit(_answer_over_tls, listener, context)
+        async with Client(f"https://127.0.0.1:{listener.getsockname()[1]}", tls=trusting) as client:
+            await client.put("k", b"v")
+            connector = client.session().connector
+            assert isinstance(connector, _Connector)
+            ((protocol, transport),) = connector._made.items()
+            lost = protocol.closed
+            assert lost is not None
+            connected.result().close()
+            await asyncio.wait_for(lost, 20)
+            transport.close()
+            with pytest.raises(AttributeError):  # else there would be nothing to guard against
+                transport.abort()
 
 
 def _answer_over_tls(listener: socket.socket, context: ssl.SSLContext) -> socket.socket:
