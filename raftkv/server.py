@@ -66,6 +66,7 @@ API_CLOSE_S = 2.0
 SWITCH_S = 0.0005
 
 ROOM_LOOK_S = 1.0  # what can be written in that time has to fit below --disk-free-bytes-min
+FIRST_TOKEN_LOOK_S = 0.05
 AUDIT_EVENTS_MAX = 10_000  # that wait for the disk; then they are told on stderr as lost
 
 EXIT_OK, EXIT_FATAL, EXIT_USAGE = 0, 1, 2
@@ -144,7 +145,7 @@ class _Node:
             if config.bootstrap_token is not None:
                 stack.callback(asyncio.create_task(first_token(config.bootstrap_token, service, api)).cancel)
             collector.settle()
-            announcement = asyncio.create_task(self._announce(node, api))
+            announcement = asyncio.create_task(self._announce(node, service, api))
             stack.callback(announcement.cancel)
             await self._ended
             await self._leave(node, service, api)
@@ -165,7 +166,7 @@ class _Node:
             stack.callback(watcher.stop)
             loop.add_signal_handler(signal.SIGHUP, watcher.look_now)
 
-    async def _announce(self, node: RaftNode, api: ApiServer) -> None:
+    async def _announce(self, node: RaftNode, service: KVService, api: ApiServer) -> None:
         """One line on stdout, once: this node is ready."""
         host = self._config.api[0]
         log.info(
@@ -176,6 +177,8 @@ class _Node:
             self._config.data_dir,
         )
         await node.wait_ready()
+        while service.lacks_token:  # noqa: ASYNC110  # the state machine tells nobody of its tokens
+            await asyncio.sleep(FIRST_TOKEN_LOOK_S)
         print(
             f"raftkv: {self._config.name} is ready at {self._config.client_url} "
             f"(cluster {node.status().cluster_id}, leader {node.leadership.leader})",
@@ -302,6 +305,7 @@ def make_service(config: Config, node: RaftNode) -> KVService:
         idempotency_bytes_max=limits.idempotency_bytes_max,
         list_bytes_max=limits.list_bytes_max,
         exports_max=limits.exports_max,
+        brings_token=config.auth == "tokens" and config.bootstrap_token is not None,
         room=Room(
             quota_bytes=limits.quota_bytes,
             disk_free_bytes_min=limits.disk_free_bytes_min,

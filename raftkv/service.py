@@ -172,7 +172,9 @@ class KVService:
         list_bytes_max: int = 8 << 20,
         exports_max: int = 4,
         room: Room | None = None,
+        brings_token: bool = False,
     ) -> None:
+        """`brings_token`: the node was given the first token, and is not ready before the cluster has one."""
         self.name = name
         self.consensus = consensus
         self.retiring = False
@@ -189,6 +191,7 @@ class KVService:
         self._list_bytes_max = list_bytes_max
         self._exports_max = exports_max
         self.room = room or Room()
+        self._brings_token = brings_token
         self._keys_in_flight: dict[bytes, bytes] = {}  # idempotency key to fingerprint
 
     # --- who leads ---------------------------------------------------------------------------------
@@ -516,14 +519,25 @@ class KVService:
 
     # --- the node ----------------------------------------------------------------------------------
 
+    @property
+    def lacks_token(self) -> bool:
+        """Nobody is let in yet, and this node was given the token that is to change that."""
+        return self._brings_token and not self.machine.tokens.count
+
     async def check_ready(self, *, timeout_s: float) -> None:
-        """Returns when a linearizable read succeeds here and the node takes requests; raises why not."""
+        """Returns when a linearizable read succeeds here, and the node takes requests and lets somebody in;
+        raises why not."""
         if self.retiring:
             raise Draining("the node is shutting down")
         status = self.consensus.status()
         if not status.ready:
             raise NotReady(status.ready_reason or "the node is not ready yet")
         await self.reach(LINEARIZABLE, timeout_s=timeout_s)
+        if self.lacks_token:
+            raise NotReady(
+                "the cluster has no token yet, so nobody is let in: its leader makes the first one, "
+                "where it was started with --bootstrap-token-file as well"
+            )
 
     async def change_membership(self, change: Change, *, dry_run: bool, timeout_s: float) -> Changed:
         """What the change makes of the members; with `dry_run` nothing is changed, and what would be refused

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raftkv.access.secret import COST
 from raftkv.errors import (
     BadRequest,
     CommitTimeout,
@@ -20,7 +21,8 @@ from raftkv.errors import (
     Overloaded,
     TooStale,
 )
-from raftkv.kv.command import Append, Condition, Delete, Put
+from raftkv.kv.command import Append, Condition, CreateToken, Delete, Put
+from raftkv.kv.tokens import Grant, Token
 from raftkv.model import Applied, IdempotencyMismatch, Item, Written
 from raftkv.service import Folded, Freshness, KVService, Range, keyed
 from tests.contract.local import LocalConsensus
@@ -181,6 +183,15 @@ async def test_a_draining_leader_takes_no_writes_and_answers_reads() -> None:
     await service.reach(Freshness(), timeout_s=5)
     with pytest.raises(Draining):
         await service.check_ready(timeout_s=5)
+
+
+async def test_a_node_that_brings_the_first_token_is_ready_once_there_is_one() -> None:
+    _, service = make(brings_token=True)
+    with pytest.raises(NotReady, match=r"no token yet.*--bootstrap-token-file"):
+        await service.check_ready(timeout_s=5)
+    token = Token("ab", "bootstrap", (Grant("admin", b""),), b"salt", b"hash", COST, 0)
+    await service.write(CreateToken(token, only_first=True), timeout_s=5)
+    await service.check_ready(timeout_s=5)
 
 
 async def test_freshness() -> None:
