@@ -469,6 +469,13 @@ def test_the_job_that_changes_members_runs_before_pods_change_and_on_nothing_els
     assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-upgrade,pre-rollback"
 
 
+def test_kubectl_goes_to_the_node_without_being_told() -> None:
+    pod = pod_of(objects(RESTORE))
+    assert len(pod["spec"]["initContainers"]) == 1
+    default = pod["metadata"]["annotations"]["kubectl.kubernetes.io/default-container"]
+    assert [each["name"] for each in pod["spec"]["containers"]] == [default]
+
+
 # --- monitoring ----------------------------------------------------------------------------------------
 
 
