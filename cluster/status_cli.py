@@ -54,7 +54,7 @@ def status(output: str, endpoints: tuple[str, ...], timeout_s: float) -> None:
         print_table(columns, (_row(url, answer) for url, answer in zip(endpoints, answers, strict=True)))
     for url, answer in zip(endpoints, answers, strict=True):
         if "error" in answer:
-            click.echo(f"raftkv: {url} can't be reached: {answer['error']}", err=True)
+            click.echo(f"raftkv: no status from {url}: {answer['error']}", err=True)
         for alarm in answer.get("alarms", ()):
             click.echo(f"raftkv: {answer['name']} raises {alarm['name']}: {alarm['detail']}", err=True)
     if not any(answer.get("leader") for answer in answers):

@@ -2,7 +2,7 @@
 """The chart on a real Kubernetes, from API server to kubelet, by Helm's own engine.
 
     .venv/bin/pip install dnslib
-    .venv/bin/python scripts/kubernetes.py build     about 10 minutes, once: from Debian's source package
+    .venv/bin/python scripts/kubernetes.py build     about 5 minutes, once: from Debian's source package
     .venv/bin/python scripts/kubernetes.py walk      starts them, plays every situation below, ends them
     .venv/bin/python scripts/kubernetes.py up        only starts them, until Ctrl-C; says how to use kubectl
 
@@ -38,8 +38,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from raftkv.client import Client  # noqa: E402
-from tests.docker import some_docker  # noqa: E402
+from raftkv.client import Client  # noqa: E402  # found by the line above
+from tests.docker import some_docker  # noqa: E402  # likewise
 
 NAMESPACE = "raftkv-k8s"
 BRIDGE = "172.17.0.1"  # docker0: where pods find DNS, and the API server finds the kubelet
@@ -120,10 +120,8 @@ def fetch(directory: Path, source: Path) -> None:
     print("fetching the source", flush=True)
     apt = directory / "apt"
     (apt / "lists/partial").mkdir(parents=True, exist_ok=True)
-    text = "\n".join(path.read_text() for path in Path("/etc/apt").glob("sources.list*") if path.is_file())
-    text += "\n".join(
-        path.read_text() for path in Path("/etc/apt/sources.list.d").iterdir() if path.is_file()
-    )
+    lists = [Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").iterdir()]
+    text = "\n".join(path.read_text() for path in lists if path.is_file())
     mirror = next(
         iter(re.findall(r"^(?:URIs:|deb)\s.*?(https?://\S+?/debian)/?\s", text, re.MULTILINE)), None
     )

@@ -86,7 +86,7 @@ async def readyz(call: Call) -> Answer:
     try:
         await call.service.check_ready(timeout_s=timeout_s)
     except RaftkvError as error:
-        return unhealthy(call, error, "linearizable_read")
+        return unhealthy(call, error, "first_token" if call.service.lacks_token else "linearizable_read")
     return healthy(call, [("linearizable_read", "it succeeded"), ("draining", "no")])
 
 

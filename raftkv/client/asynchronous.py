@@ -877,11 +877,11 @@ class _Connector(aiohttp.TCPConnector):
         """Closes what is still open at once, and returns when all is closed."""
         closing = []
         for protocol, transport in list(self._made.items()):
-            if (closed := protocol.closed) is not None:
-                closing.append(closed)
-                # asyncio's transport of TLS has nothing left to abort where it was closed after it was lost.
-                with suppress(AttributeError):
-                    transport.abort()
+            # asyncio's transport of TLS has nothing left to abort where it was closed after it was lost.
+            with suppress(AttributeError):
+                transport.abort()
+            if protocol.closed is not None:
+                closing.append(protocol.closed)
         await asyncio.gather(*closing, return_exceptions=True)
 
 

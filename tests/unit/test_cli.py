@@ -318,6 +318,7 @@ def test_status_shows_every_node_and_is_5_without_a_leader() -> None:
     shown = run("status", "--endpoints", url, "--timeout", "0.2")
     assert shown.exit_code == 5
     assert "unreachable" in shown.stdout
+    assert f"no status from {url}: unreachable: GET {url}: connection refused" in shown.stderr
 
 
 def test_serve_refuses_a_wrong_configuration_in_words(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -356,10 +356,7 @@ async def test_a_given_idempotency_key_is_used_as_it_is() -> None:
 
 def test_closing_does_not_wait_for_a_node_to_end_tls_and_leaves_no_socket_open(tmp_path: Path) -> None:
     """The node answers, and then takes no part in TLS's closing handshake."""
-    certificates = Certificates(tmp_path)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*certificates.node("n1"))
-    trusting = ssl.create_default_context(cafile=str(certificates.ca))
+    context, trusting = _both_ends(tmp_path)
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
         ThreadPoolExecutor(1) as thread,
@@ -381,10 +378,7 @@ async def test_a_connection_closed_after_it_was_lost_does_not_keep_the_client_fr
     tmp_path: Path,
 ) -> None:
     """So aiohttp may do with one whose answer is still read when the node ends it."""
-    certificates = Certificates(tmp_path)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*certificates.node("n1"))
-    trusting = ssl.create_default_context(cafile=str(certificates.ca))
+    context, trusting = _both_ends(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as thread:
         listener.settimeout(20)
         connected = thread.submit(_answer_over_tls, listener, context)
@@ -400,6 +394,14 @@ async def test_a_connection_closed_after_it_was_lost_does_not_keep_the_client_fr
             transport.close()
             with pytest.raises(AttributeError):  # else there would be nothing to guard against
                 transport.abort()
+
+
+def _both_ends(directory: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Contexts of a server and of a client that trusts it."""
+    certificates = Certificates(directory)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificates.node("n1"))
+    return context, ssl.create_default_context(cafile=str(certificates.ca))
 
 
 def _answer_over_tls(listener: socket.socket, context: ssl.SSLContext) -> socket.socket:
